@@ -1,0 +1,10 @@
+//! Compiles the contract without a protoc on the machine.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    const PROTO: &str = "proto/calico_vni/router/v1/router.proto";
+    println!("cargo:rerun-if-changed={PROTO}");
+    let files = protox::compile([PROTO], ["proto"])?;
+    let grpc = std::env::var_os("CARGO_FEATURE_GRPC").is_some();
+    tonic_prost_build::configure().build_client(grpc).build_server(grpc).compile_fds(files)?;
+    Ok(())
+}

@@ -1,0 +1,18 @@
+//! The contract between the controller and the router sidecar of a node.
+//!
+//! - [`model`]: the typed configuration that both sides reason about; it cannot hold what makes no sense.
+//! - [`names`]: everything that is derived from a VNI or a link index: device names, table ids, link addresses.
+//! - [`wire`]: the generated messages and, with feature `grpc`, the service.
+//! - [`codec`]: model to bytes and back, and the digest that names those bytes.
+//!
+//! Nothing here does I/O.
+
+pub mod codec;
+pub mod model;
+pub mod names;
+
+/// Generated from `proto/calico_vni/router/v1/router.proto`.
+#[allow(missing_docs, clippy::all, clippy::pedantic, unused_qualifications)]
+pub mod wire {
+    include!(concat!(env!("OUT_DIR"), "/calico_vni.router.v1.rs"));
+}
