@@ -1,0 +1,93 @@
+//! The plan: what the cluster should hold.
+//!
+//! A plan is the whole of what is wanted, not a difference: whoever carries it out compares it with what stands. The
+//! one exception is what has to be in the cluster before it may be used, [`Plan::allocations`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use calico_vni_crds::{
+    Tenant, TenantStatus, UnderlayStatus,
+    calico::{BgpFilter, BgpPeer},
+};
+use calico_vni_proto::model::{Guard, NodeConfig};
+
+/// What the cluster should hold. Keys are object names.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Tenants to make for pools that have only the VNI annotation.
+    pub tenants: BTreeMap<String, Tenant>,
+    /// Tenants of that kind that no pool names any more.
+    pub tenants_to_delete: BTreeSet<String>,
+    /// Live tenants that have to hold the finalizer (those already having it included).
+    pub finalizers: BTreeSet<String>,
+    /// Deleted tenants of which nothing is left: their finalizer may go.
+    pub finished_tenants: BTreeSet<String>,
+    /// To be written before anything that uses them is planned.
+    pub allocations: Allocations,
+    /// All BGPFilters of ours.
+    pub filters: BTreeMap<String, BgpFilter>,
+    /// All BGPPeers of ours. Applied after the filters, deleted before them.
+    pub peers: BTreeMap<String, BgpPeer>,
+    /// Tenants whose ready label each node should have; every known node has an entry.
+    pub labels: BTreeMap<String, BTreeSet<String>>,
+    /// What each node carries; every known node has an entry.
+    pub nodes: BTreeMap<String, NodeConfig>,
+    /// The same for every node.
+    pub guard: Guard,
+    /// Status of each Tenant. Conditions' `lastTransitionTime` is the epoch: whoever writes it keeps the time of an
+    /// equal condition and gives a changed one the present.
+    pub tenant_status: BTreeMap<String, TenantStatus>,
+    /// Status of each Underlay, with times as above.
+    pub underlay_status: BTreeMap<String, UnderlayStatus>,
+    /// What an operator has to be told, on the object that it is about.
+    pub notices: BTreeSet<Notice>,
+}
+
+/// Allocations that are not in the cluster yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Allocations {
+    /// VNI and link index of tenants, to be kept in their status.
+    pub tenants: BTreeMap<String, TenantAllocation>,
+    /// Router index of nodes, to be kept in their annotation.
+    pub nodes: BTreeMap<String, u32>,
+}
+
+impl Allocations {
+    /// Whether everything is in the cluster.
+    pub fn is_empty(&self) -> bool {
+        self.tenants.is_empty() && self.nodes.is_empty()
+    }
+}
+
+/// What is a tenant's own for as long as it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TenantAllocation {
+    /// VNI.
+    pub vni: u32,
+    /// Link index, 1 and up.
+    pub link_index: u32,
+}
+
+/// A warning that becomes an Event.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Notice {
+    /// What it is about.
+    pub about: About,
+    /// One word, as in the condition or pool status that says the same.
+    pub reason: String,
+    /// A sentence with the field, the value and the way out.
+    pub message: String,
+}
+
+/// An object of the snapshot, by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum About {
+    /// An IPPool.
+    Pool(String),
+    /// A Tenant.
+    Tenant(String),
+    /// An Underlay.
+    Underlay(String),
+    /// A Node.
+    Node(String),
+}

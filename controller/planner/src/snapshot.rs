@@ -1,0 +1,65 @@
+//! What was observed of the cluster: the input of planning.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use calico_vni_crds::{
+    Tenant, Underlay,
+    calico::{BgpConfiguration, BgpFilter, BgpPeer, BlockAffinity, CalicoApi, IpPool, IpamConfig},
+};
+use k8s_openapi::api::core::v1::Node;
+
+/// Everything that a plan depends on. Lists may be in any order.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Group in which Calico's kinds are served, and in which the plan's objects are written.
+    pub calico_api: CalicoApi,
+    /// All Tenants, also those being deleted.
+    pub tenants: Vec<Tenant>,
+    /// All Underlays.
+    pub underlays: Vec<Underlay>,
+    /// All IPPools, of tenants or not.
+    pub pools: Vec<IpPool>,
+    /// All BlockAffinities.
+    pub blocks: Vec<BlockAffinity>,
+    /// Nodes; labels, annotations and name are used.
+    pub nodes: Vec<Node>,
+    /// Calico's BGP settings; the one named `default` counts.
+    pub bgp_configurations: Vec<BgpConfiguration>,
+    /// Calico's IPAM settings; the one named `default` counts.
+    pub ipam_configs: Vec<IpamConfig>,
+    /// BGPPeers whose name begins with `calico-vni-`, as they stand.
+    pub peers: Vec<BgpPeer>,
+    /// BGPFilters whose name begins with `calico-vni-`, as they stand.
+    pub filters: Vec<BgpFilter>,
+    /// What the connected agents have said, by node. A node without an entry is not connected: nothing is known of it,
+    /// and what stands for it stays.
+    pub agents: BTreeMap<String, Agent>,
+}
+
+/// What the agent of a node has said last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Agent {
+    /// Tenants that stand on the node, programmed and verified: name and VNI.
+    pub programmed: BTreeSet<(String, u32)>,
+    /// Tenants that do not, and why.
+    pub failed: BTreeMap<String, String>,
+    /// Why the whole configuration was refused.
+    pub rejected: Option<String>,
+    /// Whether FRR answers.
+    pub frr_running: bool,
+    /// BGP sessions of the node's router.
+    pub sessions: Vec<Session>,
+}
+
+/// A BGP session of a router.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Session {
+    /// Tenant; `None` for a session with the fabric.
+    pub tenant: Option<String>,
+    /// The peer's address.
+    pub peer: String,
+    /// Whether it is up.
+    pub established: bool,
+    /// Routes taken from the peer.
+    pub prefixes_received: u32,
+}

@@ -1,0 +1,188 @@
+//! Tenant: a VRF of the fabric, and which pods live in it.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Longest name of a Tenant: it is part of a Node label's name and of BIRD's symbols, which are shorter than Kubernetes' names.
+pub const NAME_MAX: usize = 40;
+
+/// Default of `maxPrefixes`.
+pub const MAX_PREFIXES: u32 = 1000;
+
+/// What a tenant is to be.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "calico-vni.io",
+    version = "v1alpha1",
+    kind = "Tenant",
+    plural = "tenants",
+    category = "calico-vni",
+    status = "TenantStatus",
+    derive = "PartialEq",
+    doc = "A tenant: one VRF of the EVPN fabric, on every node that hosts its pods. IPPools join it by the annotation calico-vni.io/tenant or calico-vni.io/vni.",
+    validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 40").message("metadata.name: a tenant's name has at most 40 characters, lower-case letters, digits and '-', for it becomes part of a Node label"),
+    printcolumn(name = "VNI", type_ = "integer", json_path = ".status.vni"),
+    printcolumn(name = "Pools", type_ = "string", json_path = ".status.acceptedPools"),
+    printcolumn(name = "Nodes", type_ = "string", json_path = ".status.nodes.ready"),
+    printcolumn(name = "Prefixes", type_ = "integer", json_path = ".status.prefixes"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Programmed\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Programmed\")].reason", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(oldSelf.vni) || (has(self.vni) && self.vni == oldSelf.vni)").message("vni cannot change once it is set: make another Tenant with the new VNI and move the pools to it"))]
+pub struct TenantSpec {
+    /// VNI of the tenant's VRF in the fabric. Where absent, one is allocated from the Underlays' `vniRange` and kept in status.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16_777_215))]
+    pub vni: Option<u32>,
+
+    /// Route targets, where the fabric does not go by the VNI alone.
+    #[serde(default, skip_serializing_if = "RouteTargets::is_default")]
+    pub route_targets: RouteTargets,
+
+    /// Nodes that may carry the tenant; absent means all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_selector: Option<LabelSelector>,
+
+    /// Which of those nodes carry it.
+    #[serde(default)]
+    pub placement: Placement,
+
+    /// What the nodes announce of the tenant's pools.
+    #[serde(default)]
+    pub advertise: Advertise,
+
+    /// What the tenant's pods may reach outside their VRF, beyond the Underlay's `sharedCIDRs`.
+    #[serde(default, skip_serializing_if = "SharedServices::is_default")]
+    pub shared_services: SharedServices,
+
+    /// Most routes that a node takes from its BIRD for this tenant; above it the session is closed and told.
+    #[serde(default = "max_prefixes")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_prefixes: u32,
+}
+
+fn max_prefixes() -> u32 {
+    MAX_PREFIXES
+}
+
+/// Route targets of a tenant.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteTargets {
+    /// Imported into the VRF; absent means every one whose number is the VNI, whatever its ASN. Each is ASN:NUMBER, IPv4:NUMBER.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 32), regex(pattern = r"^([0-9]{1,10}|[0-9]{1,3}(\.[0-9]{1,3}){3}):[0-9]{1,10}$")))]
+    pub import: Vec<String>,
+    /// Put on the VRF's routes; absent means the Underlay's ASN with the VNI.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 32), regex(pattern = r"^([0-9]{1,10}|[0-9]{1,3}(\.[0-9]{1,3}){3}):[0-9]{1,10}$")))]
+    pub export: Vec<String>,
+}
+
+impl RouteTargets {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Which nodes carry a tenant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Placement {
+    /// Those where Calico gave one of its pools a block.
+    #[default]
+    OnDemand,
+    /// All that the node selector names.
+    AllNodes,
+}
+
+/// What nodes announce.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Advertise {
+    /// The blocks of the tenant's pools.
+    #[default]
+    Blocks,
+    /// Every pod's own route as well; wanted where addresses are borrowed between nodes (strictAffinity is off).
+    Pods,
+}
+
+/// What a tenant may reach outside its VRF. It answers, it does not open connections into the tenant.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SharedServices {
+    /// Prefixes reached by the node's main routing table.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 64)))]
+    pub cidrs: Vec<String>,
+}
+
+impl SharedServices {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What became of a tenant.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TenantStatus {
+    /// VNI in use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vni: Option<u32>,
+    /// Number of the tenant's link between host and VRF, the same on every node; also the number in its route distinguishers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link_index: Option<u32>,
+    /// VRF's device on the nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vrf: Option<String>,
+    /// The pools that name this tenant.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<PoolStatus>,
+    /// Accepted pools of all, as `1/2`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accepted_pools: Option<String>,
+    /// The nodes that carry it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<NodeCounts>,
+    /// Routes that the nodes' routers hold from their BIRDs, all nodes together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefixes: Option<u32>,
+    /// Accepted, Programmed, Degraded.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// A pool that names a tenant, or tries to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolStatus {
+    /// Name of the IPPool.
+    pub name: String,
+    /// Its CIDR.
+    pub cidr: String,
+    /// Whether its pods live in the tenant. Where not, they reach their own node and nothing else.
+    pub accepted: bool,
+    /// One word why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Why not, and the way out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// How many nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeCounts {
+    /// Nodes that should carry it.
+    pub desired: u32,
+    /// Nodes whose router has said that it stands.
+    pub programmed: u32,
+    /// Nodes whose router has said that it does not.
+    pub degraded: u32,
+    /// Programmed of desired, as `12/12`.
+    pub ready: String,
+}

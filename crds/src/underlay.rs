@@ -1,0 +1,184 @@
+//! Underlay: how the routers of a set of nodes join the fabric.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::tenant::{NodeCounts, PoolStatus};
+
+/// Default of `hostLinkCIDR`: 8191 tenants.
+pub const HOST_LINK_CIDR: &str = "169.254.192.0/18";
+/// Default of `hostLinkCIDRv6`, a unique local prefix (RFC 4193).
+pub const HOST_LINK_CIDR_V6: &str = "fd9c:76e1:1::/112";
+/// Default of a neighbour's `holdTimeSeconds`.
+pub const HOLD_TIME: u16 = 9;
+
+/// How the routers of a set of nodes join the fabric.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "calico-vni.io",
+    version = "v1alpha1",
+    kind = "Underlay",
+    plural = "underlays",
+    category = "calico-vni",
+    status = "UnderlayStatus",
+    derive = "PartialEq",
+    doc = "How the routers of a set of nodes join the fabric: ASN, neighbours, tunnel end points, interfaces. Each node is selected by one Underlay.",
+    printcolumn(name = "ASN", type_ = "integer", json_path = ".spec.asn"),
+    printcolumn(name = "VTEPs", type_ = "string", json_path = ".spec.vtepCIDR"),
+    printcolumn(name = "Nodes", type_ = "string", json_path = ".status.nodes.ready"),
+    printcolumn(name = "Sessions", type_ = "string", json_path = ".status.sessions.ready"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Programmed\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Programmed\")].reason", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct UnderlaySpec {
+    /// Nodes of this underlay; absent means all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_selector: Option<LabelSelector>,
+
+    /// ASN of the routers. Not Calico's own, since BIRD and the router speak eBGP; and at most 2147483647, since Calico's BGPPeer holds no more.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
+    pub asn: u32,
+
+    /// BGP neighbours in the fabric: the top-of-rack switches or route servers.
+    #[schemars(length(min = 1, max = 16))]
+    pub neighbors: Vec<Neighbor>,
+
+    /// Each router's tunnel end point is one address of this prefix. It may not change while nodes use it.
+    #[serde(rename = "vtepCIDR")]
+    #[schemars(length(max = 64))]
+    #[x_kube(validation = Rule::new("isCIDR(self)").message("vtepCIDR: must be a prefix such as 10.255.0.0/24"), validation = Rule::new("self == oldSelf").message("vtepCIDR cannot change: the VTEPs of all nodes would move at once; make another Underlay and move nodes to it by their labels"))]
+    pub vtep_cidr: String,
+
+    /// Interfaces of the node that lead to the fabric.
+    #[schemars(length(min = 1, max = 8))]
+    pub interfaces: Vec<Interface>,
+
+    /// Link addresses between host and VRF, two for each tenant and the same on every node.
+    #[serde(rename = "hostLinkCIDR", default = "host_link_cidr")]
+    #[schemars(length(max = 64))]
+    #[x_kube(validation = Rule::new("isCIDR(self) && cidr(self).ip().family() == 4").message("hostLinkCIDR: must be an IPv4 prefix such as 169.254.192.0/18"))]
+    pub host_link_cidr: String,
+
+    /// The same for IPv6.
+    #[serde(rename = "hostLinkCIDRv6", default = "host_link_cidr_v6")]
+    #[schemars(length(max = 64))]
+    #[x_kube(validation = Rule::new("isCIDR(self) && cidr(self).ip().family() == 6").message("hostLinkCIDRv6: must be an IPv6 prefix such as fd9c:76e1:1::/112"))]
+    pub host_link_cidr_v6: String,
+
+    /// Where the VNIs of Tenants without one come from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vni_range: Option<VniRange>,
+
+    /// MTU of the underlay in octets; absent means that of its interfaces. Tenants get 50 less, over an IPv6 VTEP 70.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1280, max = 65_535))]
+    pub mtu: Option<u32>,
+
+    /// Prefixes that the pods of every tenant reach by the node's main routing table.
+    #[serde(rename = "sharedCIDRs", default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 64)))]
+    pub shared_cidrs: Vec<String>,
+
+    /// Keep forwarding while a router's BGP restarts.
+    #[serde(default = "yes")]
+    pub graceful_restart: bool,
+}
+
+fn host_link_cidr() -> String {
+    HOST_LINK_CIDR.to_owned()
+}
+
+fn host_link_cidr_v6() -> String {
+    HOST_LINK_CIDR_V6.to_owned()
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A BGP neighbour in the fabric.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Neighbor {
+    /// Its address, on a link of one of the interfaces.
+    #[schemars(length(max = 45))]
+    #[x_kube(validation = Rule::new("isIP(self)").message("neighbors[].address: must be an IP address"))]
+    pub address: String,
+    /// Its ASN.
+    #[schemars(range(min = 1, max = 4_294_967_295u32))]
+    pub asn: u32,
+    /// BGP hold time in seconds; a keepalive goes every third of it.
+    #[serde(default = "hold_time")]
+    #[schemars(range(min = 3, max = 65_535))]
+    pub hold_time_seconds: u16,
+}
+
+fn hold_time() -> u16 {
+    HOLD_TIME
+}
+
+/// An interface of the node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Interface {
+    /// Its name, the same on all nodes of this underlay.
+    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[^/\s:]+$"))]
+    pub name: String,
+    /// How the router gets it.
+    #[serde(default)]
+    pub mode: InterfaceMode,
+}
+
+/// How a router gets an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum InterfaceMode {
+    /// The interface itself moves into the router's namespace and keeps its addresses.
+    #[default]
+    Move,
+}
+
+/// A range of VNIs, both ends included.
+#[derive(KubeSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("self.min <= self.max").message("vniRange: min must not be above max"))]
+pub struct VniRange {
+    /// Smallest.
+    #[schemars(range(min = 1, max = 16_777_215))]
+    pub min: u32,
+    /// Largest.
+    #[schemars(range(min = 1, max = 16_777_215))]
+    pub max: u32,
+}
+
+/// What became of an underlay.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UnderlayStatus {
+    /// Its nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<NodeCounts>,
+    /// BGP sessions with the fabric.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<SessionCounts>,
+    /// Pools of the cluster whose annotation names no tenant that there could be. They belong to no Tenant, so they are told here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub quarantined_pools: Vec<PoolStatus>,
+    /// Accepted, Programmed, PoolsAccepted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// How many sessions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionCounts {
+    /// Established.
+    pub established: u32,
+    /// Configured, on all nodes together.
+    pub configured: u32,
+    /// Established of configured, as `24/24`.
+    pub ready: String,
+}
