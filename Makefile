@@ -1,0 +1,68 @@
+# calico-vni: every command that a developer or CI needs. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+TOOLS := target/tools/bin
+LAB := target/debug/lab
+
+.PHONY: help deps generate build kube demo test test-unit test-kernel test-api test-e2e check fmt clippy deny generated advisories up down clean-lab
+
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
+
+deps: ## packages that the lab and the tests need (apt on Debian and Ubuntu; elsewhere the list of what is missing)
+	@e2e/deps.sh
+
+kube: ## etcd, kube-apiserver, kube-controller-manager and kubectl from their Go modules, into target/kube
+	@e2e/kube/build.sh
+
+build: ## all programs
+	@$(CARGO) build --workspace --bins
+
+generate: ## CustomResourceDefinitions below crds/generated and e2e/calico-crds
+	@$(CARGO) run --quiet -p calico-vni-crds --bin generate-crds
+
+demo: deps kube build ## the main job: two tenants over EVPN on two nodes, and the matrix of who reaches whom
+	@$(LAB) demo
+
+up: deps kube build ## the lab, until Ctrl-C, to look around in
+	@$(LAB) up
+
+down: ## stop a lab that was left behind
+	@$(LAB) down
+
+test: deps kube build test-unit test-kernel test-api test-e2e ## everything: unit, golden, property, kernel, real API server, lab
+
+test-unit: ## unit, golden and property tests: no privilege, under a minute when built
+	@$(CARGO) test --workspace --lib --bins
+	@$(CARGO) test -p calico-vni-crds -p calico-vni-planner -p kubectl-vni --tests
+
+test-kernel: ## real netlink, nftables, FRR and BIRD in network namespaces of the tests' own (needs root)
+	@$(CARGO) test -p calico-vni-router --tests
+	@$(CARGO) test -p calico-vni-e2e --tests
+
+test-api: kube ## the controller against a real etcd and kube-apiserver
+	@$(CARGO) test -p calico-vni-controller --tests
+
+test-e2e: deps kube build ## the lab's scenarios
+	@$(LAB) test
+
+check: fmt clippy deny generated ## format, lints, licences and sources of dependencies, generated files
+
+fmt:
+	@$(CARGO) fmt --all --check
+
+clippy:
+	@$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+deny: $(TOOLS)/cargo-deny
+	@$(TOOLS)/cargo-deny --log-level error --all-features check bans licenses sources
+
+advisories: $(TOOLS)/cargo-deny ## known vulnerabilities of dependencies (asks the advisory database over the network)
+	@$(TOOLS)/cargo-deny check advisories
+
+$(TOOLS)/cargo-deny:
+	@$(CARGO) install cargo-deny --version ^0.20 --locked --root target/tools
+
+generated:
+	@$(CARGO) test --quiet -p calico-vni-crds --test generated
