@@ -1,0 +1,150 @@
+//! Carries changes out, and keeps the failure of one tenant from touching another.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use calico_vni_proto::model::NodeConfig;
+use tracing::{error, info};
+
+use crate::{frr_port::Frr, node::Platform, op::Op};
+
+/// How a round of changes went.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// How many changes were made.
+    pub made: usize,
+    /// What failed for all of the node: the change and the reason.
+    pub node: Vec<Failure>,
+    /// What failed first for a tenant, by VNI.
+    pub tenants: BTreeMap<u32, Failure>,
+}
+
+/// A change that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The change.
+    pub op: String,
+    /// The reason.
+    pub reason: String,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.op, self.reason)
+    }
+}
+
+/// Makes these changes in their order, without those that `wait` says are to be left for later.
+///
+/// What comes after a failed change of the same tenant is left out, except what only takes away. A guard that cannot
+/// be loaded stops everything that adds: no route of a tenant stands without its guard.
+pub async fn execute(
+    ops: &[Op],
+    config: &NodeConfig,
+    platform: &impl Platform,
+    frr: &impl Frr,
+    wait: impl Fn(&Op) -> bool,
+) -> Outcome {
+    let mut run = Run { config, outcome: Outcome::default(), unguarded: false, stopped: BTreeSet::new() };
+    let mut ops = ops.iter().peekable();
+    while let Some(op) = ops.next() {
+        if run.leaves_out(op) {
+            continue;
+        }
+        if wait(op) {
+            run.stop(op);
+            continue;
+        }
+        let Op::Frr(first) = op else {
+            let result = platform.apply(op).await.map_err(|e| e.to_string());
+            run.note(op, result);
+            continue;
+        };
+        // All of FRR's changes go in one batch.
+        let mut batch = vec![op];
+        let mut changes = vec![first.clone()];
+        while let Some(next @ Op::Frr(change)) = ops.next_if(|op| matches!(op, Op::Frr(_))) {
+            if wait(next) {
+                run.stop(next);
+            } else {
+                batch.push(next);
+                changes.push(change.clone());
+            }
+        }
+        let mut results = frr.apply(&changes).await.into_iter();
+        for op in batch {
+            run.note(op, results.next().unwrap_or_else(|| Err("FRR gave no result for it".into())));
+        }
+    }
+    run.outcome
+}
+
+struct Run<'a> {
+    config: &'a NodeConfig,
+    outcome: Outcome,
+    unguarded: bool,
+    stopped: BTreeSet<u32>,
+}
+
+impl Run<'_> {
+    fn leaves_out(&self, op: &Op) -> bool {
+        if takes_away(op) {
+            return false;
+        }
+        self.unguarded || op.vni(self.config).is_some_and(|vni| self.stopped.contains(&vni))
+    }
+
+    /// Nothing more of what this change belongs to.
+    fn stop(&mut self, op: &Op) {
+        match op.vni(self.config) {
+            // FRR is told before the kernel's devices come, but devices without FRR harm nobody: a router that starts
+            // reads what the kernel has.
+            _ if matches!(op, Op::Frr(_)) => {}
+            Some(vni) => {
+                self.stopped.insert(vni);
+            }
+            None => self.unguarded |= matches!(op, Op::GuardLoad(_)),
+        }
+    }
+
+    fn note(&mut self, op: &Op, result: Result<(), String>) {
+        let vni = op.vni(self.config);
+        match result {
+            Ok(()) => {
+                info!(%op, vni, "done");
+                self.outcome.made += 1;
+            }
+            Err(reason) => {
+                error!(%op, vni, reason, "failed");
+                self.stop(op);
+                let failure = Failure { op: op.to_string(), reason };
+                match vni {
+                    Some(vni) => {
+                        self.outcome.tenants.entry(vni).or_insert(failure);
+                    }
+                    None => self.outcome.node.push(failure),
+                }
+            }
+        }
+    }
+}
+
+fn takes_away(op: &Op) -> bool {
+    match op {
+        Op::GuardDelete
+        | Op::RuleDelete(_)
+        | Op::RouteDelete(..)
+        | Op::AddressDelete(..)
+        | Op::LinkDelete(..)
+        | Op::UplinkReturn(_) => true,
+        Op::GuardLoad(_)
+        | Op::RuleAdd(_)
+        | Op::RouteAdd(..)
+        | Op::AddressAdd(..)
+        | Op::LinkAdd(..)
+        | Op::VethAdd { .. }
+        | Op::LinkSet(..)
+        | Op::Sysctl(..)
+        | Op::UplinkTake(_)
+        | Op::Frr(_) => false,
+    }
+}

@@ -1,0 +1,132 @@
+//! One change to the node: what [`crate::diff`] plans, dry run prints, and [`crate::executor`] carries out.
+
+use std::fmt;
+
+use calico_vni_proto::{model::NodeConfig, names};
+
+use crate::{
+    frr_port::Change,
+    guard::Ruleset,
+    state::{Action, Address, Kind, Link, LinkChange, Route, Rule, Space, vni_of_link, vni_of_table},
+};
+
+/// One change.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// Puts the guard in the place of what stands.
+    GuardLoad(Box<Ruleset>),
+    /// Deletes the guard.
+    GuardDelete,
+    /// Adds a policy rule in the host's namespace.
+    RuleAdd(Rule),
+    /// Deletes a policy rule in the host's namespace.
+    RuleDelete(Rule),
+    /// Adds a route.
+    RouteAdd(Space, Route),
+    /// Deletes a route.
+    RouteDelete(Space, Route),
+    /// Adds an address.
+    AddressAdd(Space, Address),
+    /// Deletes an address.
+    AddressDelete(Space, Address),
+    /// Makes a device in the router's namespace.
+    LinkAdd(String, Box<Link>),
+    /// Makes the pair of veths of a tenant.
+    VethAdd {
+        /// The tenant.
+        vni: u32,
+        /// Octets of a packet on either end.
+        mtu: u32,
+    },
+    /// Changes a device.
+    LinkSet(Space, String, Box<LinkChange>),
+    /// Deletes a device; of a veth both ends go.
+    LinkDelete(Space, String),
+    /// Sets a kernel switch: path below `/proc/sys`, value.
+    Sysctl(Space, String, String),
+    /// Records how an interface stands, and moves it from the host's namespace into the router's.
+    UplinkTake(String),
+    /// Moves an interface back, as it was recorded.
+    UplinkReturn(String),
+    /// Changes FRR's configuration.
+    Frr(Change),
+}
+
+impl Op {
+    /// The tenant that fails alone when this fails; `None`: it is for all of the node.
+    pub fn vni(&self, config: &NodeConfig) -> Option<u32> {
+        match self {
+            Self::GuardLoad(_) | Self::GuardDelete | Self::UplinkTake(_) | Self::UplinkReturn(_) => None,
+            Self::RuleAdd(rule) | Self::RuleDelete(rule) => vni_of_rule(rule, config),
+            Self::RouteAdd(_, route) | Self::RouteDelete(_, route) => vni_of_table(route.table),
+            Self::AddressAdd(space, address) | Self::AddressDelete(space, address) => {
+                vni_of_link(*space, &address.dev)
+            }
+            Self::LinkAdd(name, _) => vni_of_link(Space::Router, name),
+            Self::VethAdd { vni, .. } => Some(*vni),
+            Self::LinkSet(space, name, _) | Self::LinkDelete(space, name) => vni_of_link(*space, name),
+            Self::Sysctl(space, path, _) => {
+                path.split('/').find_map(|component| vni_of_link(*space, component))
+            }
+            Self::Frr(change) => change.vni,
+        }
+    }
+}
+
+fn vni_of_rule(rule: &Rule, config: &NodeConfig) -> Option<u32> {
+    if let Action::Lookup { table, .. } = rule.action
+        && let Some(vni) = vni_of_table(table)
+    {
+        return Some(vni);
+    }
+    let from = rule.from.as_ref()?;
+    config.tenants.iter().find(|t| t.pools.iter().any(|p| p.cidr.contains(from))).map(|t| t.vni)
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::GuardLoad(ruleset) => write!(f, "host: guard load ({ruleset})"),
+            Self::GuardDelete => write!(f, "host: guard delete"),
+            Self::RuleAdd(rule) => write!(f, "host: rule add {rule}"),
+            Self::RuleDelete(rule) => write!(f, "host: rule del {rule}"),
+            Self::RouteAdd(space, route) => write!(f, "{space}: route add {route}"),
+            Self::RouteDelete(space, route) => write!(f, "{space}: route del {route}"),
+            Self::AddressAdd(space, address) => write!(f, "{space}: address add {address}"),
+            Self::AddressDelete(space, address) => write!(f, "{space}: address del {address}"),
+            Self::LinkAdd(name, link) => write!(f, "router: link add {name} {}", Kinds(&link.kind)),
+            Self::VethAdd { vni, mtu } => {
+                let (router, host) = (names::router_link(*vni), names::host_link(*vni));
+                write!(f, "router: link add {router} type veth mtu {mtu} peer {host} in host")
+            }
+            Self::LinkSet(space, name, change) => write!(f, "{space}: link set {name} {change}"),
+            Self::LinkDelete(space, name) => write!(f, "{space}: link del {name}"),
+            Self::Sysctl(space, path, value) => write!(f, "{space}: sysctl {path}={value}"),
+            Self::UplinkTake(name) => write!(f, "host: uplink {name} move to router"),
+            Self::UplinkReturn(name) => write!(f, "router: uplink {name} move to host"),
+            Self::Frr(change) => write!(f, "frr: {change}"),
+        }
+    }
+}
+
+/// A kind as `ip link` would have it.
+struct Kinds<'a>(&'a Kind);
+
+impl fmt::Display for Kinds<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Kind::Vrf { table } => write!(f, "type vrf table {table}"),
+            Kind::Bridge => write!(f, "type bridge"),
+            Kind::Vxlan { vni, local, port, learning } => {
+                write!(f, "type vxlan id {vni} dstport {port}")?;
+                if let Some(local) = local {
+                    write!(f, " local {local}")?;
+                }
+                f.write_str(if *learning { " learning" } else { " nolearning" })
+            }
+            Kind::Veth { .. } => write!(f, "type veth"),
+            Kind::Given => write!(f, "given"),
+            Kind::Foreign(kind) => write!(f, "type {kind}"),
+        }
+    }
+}
