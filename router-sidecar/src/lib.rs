@@ -4,6 +4,7 @@
 //! [`diff`] names what is missing as [`op::Op`]s, [`executor`] runs them, and [`reconcile`] goes round and reports.
 
 pub mod desired;
+pub mod frr;
 pub mod diff;
 pub mod executor;
 pub mod files;

@@ -1,0 +1,147 @@
+//! Writes configuration lines of many operations to one daemon, and says whose line was refused.
+//!
+//! Three ways, by what is written: instances of BGP plainly and ahead of the answers, lists in one transaction, and
+//! everything for the management daemon in one transaction, a line at a time.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::{
+    driver::OpError,
+    version::{Daemon, Version},
+    vty::{Reply, Status, Vty, VtyError},
+};
+
+/// Beginning and end of one transaction; FRR's `lib/vty.c` has them for vtysh's reading of files.
+const BEGIN: &str = "XFRR_start_configuration";
+const COMMIT: &str = "XFRR_end_configuration";
+
+/// How often, and how long apart, a line is sent again that waits for another daemon.
+const RETRIES: u32 = 50;
+const RETRY_DELAY: Duration = Duration::from_millis(200);
+
+/// The lines of one operation, and its place in the list of operations.
+#[derive(Debug)]
+pub struct Part<'a> {
+    /// Place in the list.
+    pub op: usize,
+    /// Lines, contexts included.
+    pub lines: &'a [String],
+}
+
+/// A line that was refused, and whose it was.
+pub type Refusal = (usize, OpError);
+
+/// Writes the parts one after the other. One that is refused does not keep the next from its own context.
+pub async fn plain(
+    vty: &mut Vty,
+    daemon: Daemon,
+    version: Version,
+    parts: &[Part<'_>],
+) -> Result<Vec<Refusal>, VtyError> {
+    let mut script = Vec::new();
+    for part in parts {
+        // A context that was refused leaves the session one level too high; this puts it right.
+        script.extend([(part.op, "end"), (part.op, version.enter(daemon))]);
+        script.extend(part.lines.iter().map(|line| (part.op, line.as_str())));
+    }
+    let tail = parts.last().map(|part| (part.op, "end"));
+    script.extend(tail);
+    let lines: Vec<&str> = script.iter().map(|(_, line)| *line).collect();
+    let replies = vty.commands(&lines, version.pipelines(daemon)).await?;
+    let mut refusals = Vec::new();
+    for ((op, line), mut reply) in script.into_iter().zip(replies) {
+        // Only whole instances wait, and their lines need no context but the top one.
+        for _ in 0..RETRIES {
+            if !waits(&reply) {
+                break;
+            }
+            sleep(RETRY_DELAY).await;
+            reply = again(vty, daemon, version, line).await?;
+        }
+        refusals.extend(refusal(daemon, line, &reply).map(|error| (op, error)));
+    }
+    Ok(refusals)
+}
+
+/// Writes all parts in one transaction, and where that is refused, each in one of its own.
+pub async fn transaction(
+    vty: &mut Vty,
+    daemon: Daemon,
+    version: Version,
+    parts: &[Part<'_>],
+) -> Result<Vec<Refusal>, VtyError> {
+    let together = commit(vty, daemon, version, parts).await?;
+    // A single line that was refused leaves the others standing; a refused commit takes all with it.
+    let committed =
+        !together.iter().any(|(_, e)| matches!(e, OpError::Refused { line, .. } if line == COMMIT));
+    if committed || parts.len() == 1 {
+        return Ok(together);
+    }
+    let mut refusals = Vec::new();
+    for part in parts {
+        refusals.extend(commit(vty, daemon, version, std::slice::from_ref(part)).await?);
+    }
+    Ok(refusals)
+}
+
+async fn commit(
+    vty: &mut Vty,
+    daemon: Daemon,
+    version: Version,
+    parts: &[Part<'_>],
+) -> Result<Vec<Refusal>, VtyError> {
+    let Some(last) = parts.last() else { return Ok(Vec::new()) };
+    let mut script = vec![(parts[0].op, "end"), (parts[0].op, version.enter(daemon)), (parts[0].op, BEGIN)];
+    script.extend(parts.iter().flat_map(|part| part.lines.iter().map(|line| (part.op, line.as_str()))));
+    script.extend([(last.op, COMMIT), (last.op, "end")]);
+    let lines: Vec<&str> = script.iter().map(|(_, line)| *line).collect();
+    let replies = vty.commands(&lines, version.pipelines(daemon)).await?;
+    let refused =
+        |((op, line), reply): ((usize, &str), Reply)| refusal(daemon, line, &reply).map(|error| (op, error));
+    Ok(script.into_iter().zip(replies).filter_map(refused).collect())
+}
+
+/// Runs commands outside of configuration.
+pub async fn exec(vty: &mut Vty, daemon: Daemon, parts: &[Part<'_>]) -> Result<Vec<Refusal>, VtyError> {
+    let mut refusals = Vec::new();
+    for part in parts {
+        for line in part.lines {
+            let reply = vty.command(line).await?;
+            refusals.extend(refusal(daemon, line, &reply).map(|error| (part.op, error)));
+        }
+    }
+    Ok(refusals)
+}
+
+async fn again(vty: &mut Vty, daemon: Daemon, version: Version, line: &str) -> Result<Reply, VtyError> {
+    vty.command("end").await?;
+    vty.ask(version.enter(daemon)).await?;
+    let reply = vty.command(line).await?;
+    vty.command("end").await?;
+    Ok(reply)
+}
+
+/// bgpd keeps the instance of an L3VNI until zebra has told it that the VNI is gone.
+fn waits(reply: &Reply) -> bool {
+    reply.text.contains("Please unconfigure l3vni") || reply.text.contains("is scheduled to be deleted")
+}
+
+fn refusal(daemon: Daemon, line: &str, reply: &Reply) -> Option<OpError> {
+    let text = reply.text.trim();
+    let harmless = match reply.status {
+        Status::OK => true,
+        // The remark that nothing has changed comes without a word, or with these.
+        Status::WARNING => text.is_empty() || text.contains("already configured"),
+        // What shall go and is not there is as it shall be.
+        Status::FAILED => line.starts_with("no router bgp") && text.contains("Can't find BGP instance"),
+        Status(_) => false,
+    };
+    (!harmless).then(|| OpError::Refused {
+        daemon,
+        line: line.to_owned(),
+        status: reply.status.0,
+        text: text.to_owned(),
+    })
+}

@@ -1,0 +1,147 @@
+//! FRR's configuration as ordered sections: one for the fabric, one for each tenant. Plain data, no I/O.
+//!
+//! Lines are kept as `show running-config` prints them, without indentation, so that what is desired and what is
+//! observed compare as text.
+
+use std::fmt::{self, Write as _};
+
+use super::version::{Daemon, Version};
+
+/// How the names of our lists and route maps begin. What begins otherwise is somebody else's.
+pub const PREFIX: &str = "calico-vni-";
+
+/// An address family of a BGP instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Family {
+    /// As in `address-family ipv4 unicast`, without the first word.
+    pub name: String,
+    /// Its lines.
+    pub lines: Vec<String>,
+}
+
+/// A BGP instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Instance {
+    /// `router bgp ASN` or `router bgp ASN vrf NAME`.
+    pub header: String,
+    /// Lines of the instance itself.
+    pub lines: Vec<String>,
+    /// Its address families, none of them empty.
+    pub families: Vec<Family>,
+}
+
+impl Instance {
+    /// The lines of a family, none when it is absent.
+    pub fn family(&self, name: &str) -> &[String] {
+        self.families.iter().find(|f| f.name == name).map_or(&[], |f| f.lines.as_slice())
+    }
+}
+
+/// A route-map entry: a header and what it matches.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Block {
+    /// `route-map NAME permit SEQ`.
+    pub header: String,
+    /// Its lines.
+    pub lines: Vec<String>,
+}
+
+/// The router's side of the fabric.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Global {
+    /// AS-path lists.
+    pub lists: Vec<String>,
+    /// Route maps.
+    pub route_maps: Vec<Block>,
+    /// The default instance.
+    pub bgp: Option<Instance>,
+}
+
+/// One tenant. In what was observed each part may be missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Section {
+    /// The VNI that its VRF is named after.
+    pub vni: u32,
+    /// Tenant's name; FRR does not keep it, so it is empty in what was observed.
+    pub tenant: String,
+    /// Whether FRR knows the VRF by configuration.
+    pub vrf: bool,
+    /// The VNI that the VRF carries.
+    pub l3vni: Option<u32>,
+    /// Prefix lists.
+    pub lists: Vec<String>,
+    /// The VRF's instance.
+    pub bgp: Option<Instance>,
+}
+
+/// What of FRR's configuration is ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// The fabric.
+    pub global: Global,
+    /// Tenants, ordered by VNI.
+    pub tenants: Vec<Section>,
+}
+
+impl Config {
+    /// The section of a VNI.
+    pub fn tenant(&self, vni: u32) -> Option<&Section> {
+        self.tenants.iter().find(|t| t.vni == vni)
+    }
+
+    /// The whole file with which a daemon starts cold.
+    ///
+    /// mgmtd reads zebra's file for what it owns, so VRFs stand there in every version, and its own is empty.
+    pub fn to_file(&self, daemon: Daemon, version: Version) -> String {
+        let mut out = format!("frr version {version}\nfrr defaults traditional\n!\n");
+        match daemon {
+            Daemon::Zebra => self.zebra(&mut out),
+            Daemon::Bgpd => self.bgpd(&mut out),
+            Daemon::Mgmtd => {}
+        }
+        out
+    }
+
+    fn zebra(&self, out: &mut String) {
+        for tenant in &self.tenants {
+            if let Some(l3vni) = tenant.l3vni {
+                put(out, &format!("vrf {}", calico_vni_proto::names::vrf(tenant.vni)), 0);
+                put(out, &format!("vni {l3vni}"), 1);
+                put(out, "exit-vrf\n!", 0);
+            }
+        }
+    }
+
+    fn bgpd(&self, out: &mut String) {
+        // Lists and route maps stand before the instances that name them: an instance never runs without its filters.
+        for line in self.global.lists.iter().chain(self.tenants.iter().flat_map(|t| &t.lists)) {
+            put(out, line, 0);
+        }
+        for map in &self.global.route_maps {
+            put(out, &map.header, 0);
+            map.lines.iter().for_each(|line| put(out, line, 1));
+            put(out, "exit\n!", 0);
+        }
+        for bgp in self.global.bgp.iter().chain(self.tenants.iter().filter_map(|t| t.bgp.as_ref())) {
+            put(out, &bgp.to_string(), 0);
+        }
+    }
+}
+
+impl fmt::Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = String::new();
+        put(&mut out, &self.header, 0);
+        self.lines.iter().for_each(|line| put(&mut out, line, 1));
+        for family in &self.families {
+            put(&mut out, &format!("address-family {}", family.name), 1);
+            family.lines.iter().for_each(|line| put(&mut out, line, 2));
+            put(&mut out, "exit-address-family", 1);
+        }
+        write!(f, "{out}exit\n!")
+    }
+}
+
+fn put(out: &mut String, line: &str, indent: usize) {
+    writeln!(out, "{:indent$}{line}", "").expect("writing to a String cannot fail");
+}

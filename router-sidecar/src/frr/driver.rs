@@ -1,0 +1,367 @@
+//! Reads FRR's configuration and state from its daemons, and writes operations to them.
+//!
+//! Touches the sockets in the state directory, and the daemons' configuration files in the same place, which hold
+//! after each change what was accepted, so that a daemon that dies starts again with it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::{Path, PathBuf},
+};
+
+use calico_vni_proto::names;
+use tracing::{debug, warn};
+
+use super::{
+    batch::{self, Part, Refusal},
+    config::Config,
+    diff::{Delta, Op, TenantRef},
+    parse::parse,
+    sessions::{self, L3Vni, SessionState},
+    version::{Daemon, Version, VersionError},
+    vty::{Vty, VtyError},
+};
+
+/// Why FRR as a whole could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A daemon does not answer.
+    #[error("FRR's {daemon} does not answer: {source}")]
+    Vty {
+        /// The daemon.
+        daemon: Daemon,
+        /// Why.
+        source: VtyError,
+    },
+    /// Its release is not to be told.
+    #[error(transparent)]
+    Version(#[from] VersionError),
+    /// An answer that is not what this release of FRR is known to say.
+    #[error("FRR's {daemon} answered `{command}` with something else than the JSON expected: {source}")]
+    Json {
+        /// The daemon.
+        daemon: Daemon,
+        /// What was asked.
+        command: &'static str,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// A configuration file.
+    #[error("cannot write {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Why an operation failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpError {
+    /// A line that a daemon refused.
+    #[error("{daemon} refused `{line}` (status {status}): {text}")]
+    Refused {
+        /// The daemon.
+        daemon: Daemon,
+        /// The line.
+        line: String,
+        /// `CMD_*` of FRR's `lib/command.h`.
+        status: u8,
+        /// What it said.
+        text: String,
+    },
+    /// The VNI is in use. Not sent, since mgmtd of FRR 10.3 dies of repeated refusals.
+    #[error("VNI {vni} is carried by VRF {vrf} already; free it there or choose another")]
+    VniTaken {
+        /// The VNI.
+        vni: u32,
+        /// Who has it.
+        vrf: String,
+    },
+    /// The daemon went away in the midst of it.
+    #[error("{daemon} went away: {reason}")]
+    Lost {
+        /// The daemon.
+        daemon: Daemon,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What became of an operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpResult {
+    /// Whom it was for; none is the fabric.
+    pub tenant: Option<TenantRef>,
+    /// The first thing that went wrong.
+    pub outcome: Result<(), OpError>,
+}
+
+/// What FRR has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// Its release.
+    pub version: Version,
+    /// What of its configuration is ours.
+    pub config: Config,
+    /// VNIs whose VRF has a device, so that FRR cannot forget its name.
+    pub active: BTreeSet<u32>,
+    /// VNIs that zebra holds and a restarted management daemon does not know of.
+    pub forgotten: BTreeSet<u32>,
+}
+
+impl Observed {
+    /// FRR as it is before anything was configured.
+    pub fn nothing(version: Version) -> Self {
+        Self { version, config: Config::default(), active: BTreeSet::new(), forgotten: BTreeSet::new() }
+    }
+}
+
+/// The way to FRR's daemons.
+#[derive(Clone, Debug)]
+pub struct Driver {
+    state_dir: PathBuf,
+}
+
+impl Driver {
+    /// `state_dir` holds the sockets `zebra.vty`, `bgpd.vty` and, from FRR 10 on, `mgmtd.vty`.
+    pub fn new(state_dir: PathBuf) -> Self {
+        Self { state_dir }
+    }
+
+    /// Where a daemon listens.
+    pub fn socket(&self, daemon: Daemon) -> PathBuf {
+        self.state_dir.join(format!("{daemon}.vty"))
+    }
+
+    /// Where a daemon reads its configuration at start.
+    pub fn file(state_dir: &Path, daemon: Daemon) -> PathBuf {
+        state_dir.join(format!("{daemon}.conf"))
+    }
+
+    async fn open(&self, daemon: Daemon) -> Result<Vty, Error> {
+        Vty::connect(&self.socket(daemon)).await.map_err(|source| Error::Vty { daemon, source })
+    }
+
+    /// Which release runs.
+    pub async fn version(&self) -> Result<Version, Error> {
+        let mut zebra = self.open(Daemon::Zebra).await?;
+        Ok(ask(&mut zebra, Daemon::Zebra, "show version").await?.parse()?)
+    }
+
+    /// What FRR has. Fails when one of its daemons does not answer: half a picture would be taken for the whole.
+    pub async fn observe(&self) -> Result<Observed, Error> {
+        let mut zebra = self.open(Daemon::Zebra).await?;
+        let version: Version = ask(&mut zebra, Daemon::Zebra, "show version").await?.parse()?;
+        let vrfs = ask(&mut zebra, Daemon::Zebra, "show vrf").await?;
+        let l3vnis = l3vnis(&mut zebra).await?;
+        let mut running = String::new();
+        for daemon in [version.vrf_owner(), Daemon::Bgpd] {
+            let mut vty = self.open(daemon).await?;
+            running.push_str(&ask(&mut vty, daemon, "show running-config").await?);
+        }
+        let mut observed = Observed { config: parse(&running), ..Observed::nothing(version) };
+        observed.active = active(&vrfs);
+        observed.take_zebras_word(&l3vnis);
+        Ok(observed)
+    }
+
+    /// Runs the operations, removals first, and says for each what became of it, in their order.
+    ///
+    /// Afterwards the daemons' files are written anew from what FRR then has.
+    pub async fn apply(&self, ops: &[Op]) -> Result<Vec<OpResult>, Error> {
+        if ops.is_empty() {
+            return Ok(Vec::new());
+        }
+        let version = self.version().await?;
+        let mut run = Run { driver: self, version, ops, outcomes: BTreeMap::new() };
+        run.removals().await?;
+        run.sets().await?;
+        let outcomes = run.outcomes;
+        self.save().await?;
+        let result = |(index, op): (usize, &Op)| OpResult {
+            tenant: op.tenant().cloned(),
+            outcome: outcomes.get(&index).map_or(Ok(()), |error| Err(error.clone())),
+        };
+        Ok(ops.iter().enumerate().map(result).collect())
+    }
+
+    /// Writes the files with which the daemons start again, from what FRR has now.
+    pub async fn save(&self) -> Result<(), Error> {
+        let Observed { version, config, .. } = self.observe().await?;
+        for daemon in version.daemons() {
+            let path = Self::file(&self.state_dir, *daemon);
+            let text = config.to_file(*daemon, version);
+            write_whole(&path, &text).await.map_err(|source| Error::File { path, source })?;
+        }
+        Ok(())
+    }
+
+    /// Every BGP session, of the fabric and of the tenants.
+    pub async fn sessions(&self) -> Result<Vec<SessionState>, Error> {
+        let command = "show bgp vrf all summary json";
+        let mut bgpd = self.open(Daemon::Bgpd).await?;
+        let json = ask(&mut bgpd, Daemon::Bgpd, command).await?;
+        sessions::sessions(&json).map_err(|source| Error::Json { daemon: Daemon::Bgpd, command, source })
+    }
+
+    /// Every L3VNI that zebra has, ours or not.
+    pub async fn l3vnis(&self) -> Result<Vec<L3Vni>, Error> {
+        l3vnis(&mut self.open(Daemon::Zebra).await?).await
+    }
+}
+
+impl Observed {
+    /// What zebra carries counts, not what the management daemon believes.
+    fn take_zebras_word(&mut self, l3vnis: &[L3Vni]) {
+        for section in &mut self.config.tenants {
+            let name = names::vrf(section.vni);
+            let carried = l3vnis.iter().find(|l| l.vrf == name).map(|l| l.vni);
+            if carried.is_some() && section.l3vni != carried {
+                self.forgotten.insert(section.vni);
+            }
+            section.l3vni = carried;
+        }
+        for l3vni in l3vnis {
+            let Some(vni) = names::vni_of(&l3vni.vrf, "vrf") else { continue };
+            if self.config.tenant(vni).is_none() {
+                self.forgotten.insert(vni);
+                let section =
+                    super::Section { vni, vrf: true, l3vni: Some(l3vni.vni), ..super::Section::default() };
+                self.config.tenants.push(section);
+            }
+        }
+        self.config.tenants.sort_by_key(|section| section.vni);
+        // A name that only waits for its device to go is nothing that is configured.
+        let active = &self.active;
+        self.config.tenants.retain(|s| {
+            s.l3vni.is_some() || s.bgp.is_some() || !s.lists.is_empty() || !active.contains(&s.vni)
+        });
+    }
+}
+
+/// One run of operations.
+struct Run<'a> {
+    driver: &'a Driver,
+    version: Version,
+    ops: &'a [Op],
+    outcomes: BTreeMap<usize, OpError>,
+}
+
+/// How a part of a delta is written.
+#[derive(Clone, Copy)]
+enum Manner {
+    Plain,
+    Transaction,
+    Exec,
+}
+
+impl Run<'_> {
+    /// The VNI leaves before the instance, which bgpd would keep otherwise, and the lists leave last, so that no
+    /// instance is ever without them.
+    async fn removals(&mut self) -> Result<(), Error> {
+        let owner = self.version.vrf_owner();
+        self.write(true, owner, Manner::Transaction, |d| &d.recall).await?;
+        self.write(true, owner, Manner::Transaction, |d| &d.vrf).await?;
+        self.write(true, Daemon::Bgpd, Manner::Plain, |d| &d.bgp).await?;
+        self.write(true, Daemon::Bgpd, Manner::Transaction, |d| &d.policy).await
+    }
+
+    async fn sets(&mut self) -> Result<(), Error> {
+        self.refuse_taken_vnis().await?;
+        self.write(false, self.version.vrf_owner(), Manner::Transaction, |d| &d.vrf).await?;
+        self.write(false, Daemon::Bgpd, Manner::Transaction, |d| &d.policy).await?;
+        self.write(false, Daemon::Bgpd, Manner::Plain, |d| &d.bgp).await?;
+        self.write(false, Daemon::Bgpd, Manner::Exec, |d| &d.refresh).await
+    }
+
+    async fn refuse_taken_vnis(&mut self) -> Result<(), Error> {
+        let taken = self.driver.l3vnis().await?;
+        for (index, op) in self.ops.iter().enumerate().filter(|(_, op)| !op.removes()) {
+            let Some(tenant) = op.tenant() else { continue };
+            let own = names::vrf(tenant.vni);
+            let wanted: Vec<u32> =
+                op.delta().vrf.iter().filter_map(|l| l.strip_prefix("vni ")?.parse().ok()).collect();
+            if let Some(other) = taken.iter().find(|l| wanted.contains(&l.vni) && l.vrf != own) {
+                let error = OpError::VniTaken { vni: other.vni, vrf: other.vrf.clone() };
+                self.outcomes.insert(index, error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes one part of all operations that have not failed so far.
+    async fn write(
+        &mut self,
+        removes: bool,
+        daemon: Daemon,
+        manner: Manner,
+        part: impl Fn(&Delta) -> &Vec<String>,
+    ) -> Result<(), Error> {
+        let alive =
+            |(index, op): &(usize, &Op)| op.removes() == removes && !self.outcomes.contains_key(index);
+        let parts: Vec<Part> = (self.ops.iter().enumerate().filter(alive))
+            .map(|(op, delta)| Part { op, lines: part(delta.delta()) })
+            .filter(|part| !part.lines.is_empty())
+            .collect();
+        if parts.is_empty() {
+            return Ok(());
+        }
+        let mut vty = self.driver.open(daemon).await?;
+        let refusals = match manner {
+            Manner::Plain => batch::plain(&mut vty, daemon, self.version, &parts).await,
+            Manner::Transaction => batch::transaction(&mut vty, daemon, self.version, &parts).await,
+            Manner::Exec => batch::exec(&mut vty, daemon, &parts).await,
+        };
+        match refusals {
+            Ok(refusals) => self.note(refusals),
+            Err(error) => {
+                // What was read and what was not can no longer be told apart; the next round finds out.
+                let reason = error.to_string();
+                self.note(parts.iter().map(|p| (p.op, OpError::Lost { daemon, reason: reason.clone() })));
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, refusals: impl IntoIterator<Item = Refusal>) {
+        for (index, error) in refusals {
+            let tenant = self.ops[index].tenant();
+            let (vni, name) = (tenant.map(|t| t.vni), tenant.map(|t| t.name.as_str()));
+            warn!(vni, tenant = name, op = self.ops[index].name(), %error, "FRR refused a line");
+            self.outcomes.entry(index).or_insert(error);
+        }
+    }
+}
+
+async fn ask(vty: &mut Vty, daemon: Daemon, command: &str) -> Result<String, Error> {
+    let text = vty.ask(command).await.map_err(|source| Error::Vty { daemon, source })?;
+    debug!(%daemon, command, octets = text.len(), "asked");
+    Ok(text)
+}
+
+async fn l3vnis(zebra: &mut Vty) -> Result<Vec<L3Vni>, Error> {
+    let command = "show vrf vni json";
+    let json = ask(zebra, Daemon::Zebra, command).await?;
+    sessions::l3vnis(&json).map_err(|source| Error::Json { daemon: Daemon::Zebra, command, source })
+}
+
+/// VNIs of the VRFs that have a device: `vrf vrf1001 id 4 table 1000001001`, against `vrf vrf1001 inactive`.
+fn active(vrfs: &str) -> BTreeSet<u32> {
+    let vni = |line: &str| match line.split_whitespace().collect::<Vec<_>>().as_slice() {
+        ["vrf", name, "id", ..] => names::vni_of(name, "vrf"),
+        _ => None,
+    };
+    vrfs.lines().filter_map(vni).collect()
+}
+
+/// The file is whole or as it was before.
+async fn write_whole(path: &Path, text: &str) -> io::Result<()> {
+    if tokio::fs::read_to_string(path).await.is_ok_and(|there| there == text) {
+        return Ok(());
+    }
+    let new = path.with_extension("conf.new");
+    tokio::fs::write(&new, text).await?;
+    tokio::fs::rename(&new, path).await
+}

@@ -1,0 +1,229 @@
+//! A client of the Unix sockets on which FRR's daemons take the commands of vtysh.
+//!
+//! A command is its text and a zero byte; the answer is text, three zero bytes and a status (FRR's `lib/vty.c`,
+//! `vtysh_write` and `vtysh_read`). The socket belongs to root and the group frrvty.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    time::timeout,
+};
+
+/// How long one answer may take. A commit of a thousand tenants takes some seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The status of an answer; the numbers are the `CMD_*` of FRR's `lib/command.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status(pub u8);
+
+impl Status {
+    /// `CMD_SUCCESS`.
+    pub const OK: Self = Self(0);
+    /// `CMD_WARNING`: mostly an error, sometimes only the remark that nothing has changed.
+    pub const WARNING: Self = Self(1);
+    /// `CMD_WARNING_CONFIG_FAILED`.
+    pub const FAILED: Self = Self(13);
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// Its status.
+    pub status: Status,
+    /// What the daemon said.
+    pub text: String,
+}
+
+/// Why a daemon could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum VtyError {
+    /// The socket.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No answer.
+    #[error("{}: no answer to `{command}` within {} s", path.display(), PATIENCE.as_secs())]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+        /// What was asked.
+        command: String,
+    },
+    /// An answer that is an error, to a question that has none.
+    #[error("{}: `{command}` gave status {status}: {text}", path.display(), status = reply.status.0, text = reply.text.trim())]
+    Refused {
+        /// The socket.
+        path: PathBuf,
+        /// What was asked.
+        command: String,
+        /// The answer.
+        reply: Reply,
+    },
+}
+
+/// A session with one daemon.
+#[derive(Debug)]
+pub struct Vty {
+    path: PathBuf,
+    reader: OwnedReadHalf,
+    writer: OwnedWriteHalf,
+    buffer: Vec<u8>,
+}
+
+impl Vty {
+    /// Opens a session and makes it privileged.
+    pub async fn connect(path: &Path) -> Result<Self, VtyError> {
+        let stream = UnixStream::connect(path).await;
+        let stream = stream.map_err(|source| VtyError::Io { path: path.to_owned(), source })?;
+        let (reader, writer) = stream.into_split();
+        let mut vty = Self { path: path.to_owned(), reader, writer, buffer: Vec::new() };
+        vty.ask("enable").await?;
+        Ok(vty)
+    }
+
+    /// One command and its answer, whatever that is.
+    pub async fn command(&mut self, line: &str) -> Result<Reply, VtyError> {
+        let io = |source| VtyError::Io { path: self.path.clone(), source };
+        self.writer.write_all(&framed([line])).await.map_err(io)?;
+        reply(&self.path, &mut self.reader, &mut self.buffer, line).await
+    }
+
+    /// One question whose answer is its text; any other status than success is an error.
+    pub async fn ask(&mut self, line: &str) -> Result<String, VtyError> {
+        let reply = self.command(line).await?;
+        if reply.status == Status::OK {
+            return Ok(reply.text);
+        }
+        Err(VtyError::Refused { path: self.path.clone(), command: line.to_owned(), reply })
+    }
+
+    /// All commands, their answers in their order. With `ahead` they are written while answers are still coming in.
+    pub async fn commands(&mut self, lines: &[&str], ahead: bool) -> Result<Vec<Reply>, VtyError> {
+        let mut replies = Vec::with_capacity(lines.len());
+        if !ahead {
+            for line in lines {
+                replies.push(self.command(line).await?);
+            }
+            return Ok(replies);
+        }
+        let bytes = framed(lines.iter().copied());
+        let Self { path, reader, writer, buffer } = self;
+        // Both directions at once: a daemon that cannot write its answers stops reading.
+        let write = async {
+            let written = writer.write_all(&bytes).await;
+            written.map_err(|source| VtyError::Io { path: path.clone(), source })
+        };
+        let read = async {
+            for line in lines {
+                replies.push(reply(path, reader, buffer, line).await?);
+            }
+            Ok(())
+        };
+        tokio::try_join!(write, read)?;
+        Ok(replies)
+    }
+}
+
+fn framed<'a>(lines: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
+    lines.into_iter().flat_map(|line| line.bytes().chain([0])).collect()
+}
+
+async fn reply(
+    path: &Path,
+    reader: &mut OwnedReadHalf,
+    buffer: &mut Vec<u8>,
+    command: &str,
+) -> Result<Reply, VtyError> {
+    let mut searched = 0;
+    loop {
+        if let Some((reply, used)) = take(buffer, searched) {
+            buffer.drain(..used);
+            return Ok(reply);
+        }
+        // The mark may straddle two reads.
+        searched = buffer.len().saturating_sub(3);
+        let read = timeout(PATIENCE, reader.read_buf(buffer)).await;
+        let read =
+            read.map_err(|_| VtyError::Silent { path: path.to_owned(), command: command.to_owned() })?;
+        let closed = |source| VtyError::Io { path: path.to_owned(), source };
+        if read.map_err(closed)? == 0 {
+            return Err(closed(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!("the daemon closed the session at `{command}`"),
+            )));
+        }
+    }
+}
+
+/// The first answer in the buffer and how many octets it takes.
+fn take(buffer: &[u8], from: usize) -> Option<(Reply, usize)> {
+    let end = from + buffer.get(from..)?.windows(3).position(|w| w == [0, 0, 0])?;
+    let status = *buffer.get(end + 3)?;
+    let text = String::from_utf8_lossy(&buffer[..end]).into_owned();
+    Some((Reply { status: Status(status), text }, end + 4))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn answers_are_cut_at_their_marks() {
+        let bytes = b"one\0\0\0\x0d\0\0\0\0two";
+        let (first, used) = take(bytes, 0).unwrap();
+        assert_eq!(first, Reply { status: Status::FAILED, text: "one".to_owned() });
+        let (second, more) = take(&bytes[used..], 0).unwrap();
+        assert_eq!(second, Reply { status: Status::OK, text: String::new() });
+        assert!(take(&bytes[used + more..], 0).is_none());
+        assert!(take(b"x\0\0\0", 0).is_none(), "the status is still to come");
+    }
+
+    /// A daemon that answers each command with its text, an octet at a time.
+    async fn echo(listener: UnixListener) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut byte = [0];
+        let mut line = Vec::new();
+        while stream.read_exact(&mut byte).await.is_ok() {
+            if byte[0] != 0 {
+                line.push(byte[0]);
+                continue;
+            }
+            line.extend([0, 0, 0, u8::from(line.starts_with(b"bad"))]);
+            for octet in line.drain(..) {
+                stream.write_all(&[octet]).await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn commands_and_answers_keep_their_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("echo.vty");
+        let server = tokio::spawn(echo(UnixListener::bind(&path).unwrap()));
+        let mut vty = Vty::connect(&path).await.unwrap();
+        for ahead in [false, true] {
+            let replies = vty.commands(&["a", "bad b", "", "c"], ahead).await.unwrap();
+            let seen: Vec<_> = replies.iter().map(|r| (r.text.as_str(), r.status.0)).collect();
+            assert_eq!(seen, [("a", 0), ("bad b", 1), ("", 0), ("c", 0)]);
+        }
+        let error = vty.ask("bad question").await.unwrap_err();
+        assert!(error.to_string().contains("`bad question` gave status 1"), "{error}");
+        drop(vty);
+        server.await.unwrap();
+    }
+}
