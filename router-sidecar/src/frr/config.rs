@@ -3,7 +3,10 @@
 //! Lines are kept as `show running-config` prints them, without indentation, so that what is desired and what is
 //! observed compare as text.
 
-use std::fmt::{self, Write as _};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+};
 
 use super::version::{Daemon, Version};
 
@@ -142,6 +145,41 @@ impl fmt::Display for Instance {
     }
 }
 
+/// Parts a whole configuration, as vtysh prints it, into zebra's file and bgpd's.
+pub fn split(text: &str) -> BTreeMap<Daemon, String> {
+    let mut files: BTreeMap<Daemon, String> = BTreeMap::new();
+    let mut owner = Daemon::Bgpd;
+    for line in text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('!')) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let belongs_above = line.starts_with(' ') || words[0].starts_with("exit");
+        match words.as_slice() {
+            _ if belongs_above => {}
+            ["frr" | "hostname" | "end", ..] => continue,
+            ["ip" | "ipv6", "prefix-list" | "access-list", ..] => owner = Daemon::Bgpd,
+            ["vrf" | "interface" | "ip" | "ipv6" | "no" | "zebra", ..] => owner = Daemon::Zebra,
+            _ => owner = Daemon::Bgpd,
+        }
+        put(files.entry(owner).or_default(), line, 0);
+    }
+    files
+}
+
 fn put(out: &mut String, line: &str, indent: usize) {
     writeln!(out, "{:indent$}{line}", "").expect("writing to a String cannot fail");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_configuration_is_parted_by_owner() {
+        let text = "frr version 8.4\n!\nvrf red\n vni 5\nexit-vrf\n!\nip prefix-list a seq 5 permit any\nrouter bgp 1\n neighbor 192.0.2.1 remote-as 2\nexit\nip forwarding\nend\n";
+        let files = split(text);
+        assert_eq!(files[&Daemon::Zebra], "vrf red\n vni 5\nexit-vrf\nip forwarding\n");
+        assert_eq!(
+            files[&Daemon::Bgpd],
+            "ip prefix-list a seq 5 permit any\nrouter bgp 1\n neighbor 192.0.2.1 remote-as 2\nexit\n"
+        );
+    }
 }

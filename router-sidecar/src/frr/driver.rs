@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -363,5 +364,7 @@ async fn write_whole(path: &Path, text: &str) -> io::Result<()> {
     }
     let new = path.with_extension("conf.new");
     tokio::fs::write(&new, text).await?;
+    // The daemons read it as another user.
+    tokio::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o644)).await?;
     tokio::fs::rename(&new, path).await
 }

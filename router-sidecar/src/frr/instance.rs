@@ -68,8 +68,8 @@ fn slot(line: &str) -> Vec<&str> {
     let words: Vec<&str> = line.split(' ').collect();
     let named = match words.as_slice() {
         ["bgp", "router-id", ..] | ["neighbor", _, "timers", "connect", ..] => words.len() - 1,
-        ["bgp", "graceful-restart", "select-defer-time", _] => 3,
-        ["neighbor", _, "remote-as" | "timers" | "maximum-prefix" | "allowas-in", ..] => 3,
+        ["bgp", "graceful-restart", "select-defer-time", _]
+        | ["neighbor", _, "remote-as" | "timers" | "maximum-prefix" | "allowas-in", ..] => 3,
         ["neighbor", _, kind @ ("prefix-list" | "route-map" | "filter-list"), _, direction] => {
             return vec!["neighbor", words[1], kind, direction];
         }

@@ -20,11 +20,11 @@ mod sessions;
 mod version;
 mod vty;
 
-pub use config::{Block, Config, Family, Global, Instance, PREFIX, Section};
+pub use config::{Block, Config, Family, Global, Instance, PREFIX, Section, split};
 pub use diff::{Delta, Op, TenantRef, diff};
 pub use driver::{Driver, Error, Observed, OpError, OpResult};
 pub use parse::parse;
 pub use render::render;
 pub use sessions::{L3Vni, SessionState};
-pub use version::{Daemon, Version};
+pub use version::{Daemon, Version, VersionError};
 pub use vty::{Reply, Status, Vty, VtyError};

@@ -102,9 +102,9 @@ fn tenant(underlay: &Underlay, tenant: &Tenant, version: Version) -> Section {
     let mut lines = instance_head(underlay, version);
     let mut families = Vec::new();
     let mut evpn = Vec::new();
-    let links =
+    let peers =
         [(tenant.has_v4(), IpAddr::V4(tenant.host_v4)), (tenant.has_v6(), IpAddr::V6(tenant.host_v6))];
-    for (_, peer) in links.into_iter().filter(|(wanted, _)| *wanted) {
+    for (_, peer) in peers.into_iter().filter(|(wanted, _)| *wanted) {
         let name = if peer.is_ipv4() { "ipv4 unicast" } else { "ipv6 unicast" };
         lines.extend(session(peer, underlay.calico_asn, BIRD_TIMERS));
         lists.extend(prefix_lists(tenant, peer.is_ipv4()));

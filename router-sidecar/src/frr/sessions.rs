@@ -54,8 +54,8 @@ struct Summary {
 struct Peer {
     remote_as: u32,
     state: String,
-    #[serde(default)]
-    peer_uptime_msec: u64,
+    #[serde(default, rename = "peerUptimeMsec")]
+    uptime_msec: u64,
     #[serde(default)]
     pfx_rcd: u32,
     #[serde(default)]
@@ -88,7 +88,7 @@ pub fn sessions(json: &str) -> serde_json::Result<Vec<SessionState>> {
                     peer: address,
                     remote_asn: peer.remote_as,
                     established,
-                    uptime: Duration::from_millis(if established { peer.peer_uptime_msec } else { 0 }),
+                    uptime: Duration::from_millis(if established { peer.uptime_msec } else { 0 }),
                     state: peer.state,
                     prefixes_received: 0,
                     established_count: peer.connections_established,

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 /// How long one answer may take. A commit of a thousand tenants takes some seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The status of an answer; the numbers are the `CMD_*` of FRR's `lib/command.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
