@@ -10,9 +10,11 @@ use calico_vni_crds::{
     calico::{BgpFilter, BgpPeer},
 };
 use calico_vni_proto::model::{Guard, NodeConfig};
+use serde::Serialize;
 
 /// What the cluster should hold. Keys are object names.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Plan {
     /// Tenants to make for pools that have only the VNI annotation.
     pub tenants: BTreeMap<String, Tenant>,
@@ -30,7 +32,9 @@ pub struct Plan {
     pub peers: BTreeMap<String, BgpPeer>,
     /// Tenants whose ready label each node should have; every known node has an entry.
     pub labels: BTreeMap<String, BTreeSet<String>>,
-    /// What each node carries; every known node has an entry.
+    /// What each node carries. A node without an entry is left as it is: several Underlays select it, or only ones that
+    /// are not accepted; its router index is not kept yet; or no Underlay selects it and it still has a ready label.
+    /// Taking everything off a node is said explicitly, by an entry without underlay.
     pub nodes: BTreeMap<String, NodeConfig>,
     /// The same for every node.
     pub guard: Guard,
@@ -44,7 +48,8 @@ pub struct Plan {
 }
 
 /// Allocations that are not in the cluster yet.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Allocations {
     /// VNI and link index of tenants, to be kept in their status.
     pub tenants: BTreeMap<String, TenantAllocation>,
@@ -60,7 +65,8 @@ impl Allocations {
 }
 
 /// What is a tenant's own for as long as it lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct TenantAllocation {
     /// VNI.
     pub vni: u32,
@@ -69,7 +75,7 @@ pub struct TenantAllocation {
 }
 
 /// A warning that becomes an Event.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Notice {
     /// What it is about.
     pub about: About,
@@ -80,7 +86,7 @@ pub struct Notice {
 }
 
 /// An object of the snapshot, by name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum About {
     /// An IPPool.
     Pool(String),

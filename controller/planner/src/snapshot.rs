@@ -7,6 +7,7 @@ use calico_vni_crds::{
     calico::{BgpConfiguration, BgpFilter, BgpPeer, BlockAffinity, CalicoApi, IpPool, IpamConfig},
 };
 use k8s_openapi::api::core::v1::Node;
+use serde::{Deserialize, Serialize};
 
 /// Everything that a plan depends on. Lists may be in any order.
 #[derive(Clone, Debug, Default)]
@@ -37,7 +38,8 @@ pub struct Snapshot {
 }
 
 /// What the agent of a node has said last.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Agent {
     /// Tenants that stand on the node, programmed and verified: name and VNI.
     pub programmed: BTreeSet<(String, u32)>,
@@ -52,7 +54,8 @@ pub struct Agent {
 }
 
 /// A BGP session of a router.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Session {
     /// Tenant; `None` for a session with the fabric.
     pub tenant: Option<String>,

@@ -1,0 +1,219 @@
+//! Which node carries which tenant, and which tenants' peers it may have.
+
+use std::collections::BTreeMap;
+
+use calico_vni_crds::tenant::{Advertise, Placement as Where};
+use calico_vni_proto::{
+    model::{NodeConfig, Pool as ModelPool, Tenant as ModelTenant, Underlay as ModelUnderlay},
+    names,
+};
+use ipnet::IpNet;
+use kube::core::SelectorExt;
+
+use crate::{
+    Plan, Snapshot,
+    prefix::{Span, span},
+    snapshot::Agent,
+    validate::{Node, Seat, Tenant, Validated},
+};
+
+/// Which node carries which tenant. Numbers are places in the lists of [`Validated`].
+#[derive(Debug)]
+pub(super) struct Placement {
+    /// Of each node, in order.
+    pub nodes: Vec<OnNode>,
+    /// Tenants that may be carried: accepted, allocated, with a pool.
+    pub active: Vec<bool>,
+    /// How many nodes have each tenant's label.
+    labelled: Vec<u32>,
+}
+
+/// The tenants of one node.
+#[derive(Debug, Default)]
+pub(super) struct OnNode {
+    /// It should carry these.
+    pub desired: Vec<usize>,
+    /// It carries these still, for their label stands.
+    pub leaving: Vec<usize>,
+    /// Their label should stand.
+    pub ready: Vec<usize>,
+    /// Whether a label stands that names a Tenant there is, or was.
+    labelled: bool,
+}
+
+impl Placement {
+    /// Places all tenants.
+    pub(super) fn of(snapshot: &Snapshot, valid: &Validated<'_>) -> Self {
+        let by_name: BTreeMap<&str, usize> =
+            valid.tenants.iter().enumerate().map(|(t, tenant)| (tenant.name.as_str(), t)).collect();
+        let active: Vec<bool> = valid
+            .tenants
+            .iter()
+            .map(|t| t.is_accepted() && t.standing().is_some() && !t.pools.is_empty())
+            .collect();
+        let mut desired = hosted(snapshot, valid, &active);
+        let everywhere: Vec<usize> = (0..active.len())
+            .filter(|&t| active[t] && valid.tenants[t].settings.placement == Where::AllNodes)
+            .collect();
+        let mut labelled = vec![0; active.len()];
+        let nodes = valid.nodes.iter().enumerate().map(|(n, node)| {
+            let standing: Vec<usize> =
+                node.ready.iter().filter_map(|name| by_name.get(name).copied()).collect();
+            for &t in &standing {
+                labelled[t] += 1;
+            }
+            let agent = snapshot.agents.get(node.name);
+            let answers = |t: usize| match agent {
+                Some(agent) => stands(agent, &valid.tenants[t]),
+                None => standing.contains(&t),
+            };
+            let mut on_node = OnNode { labelled: !node.ready.is_empty(), ..OnNode::default() };
+            match node.seat {
+                Seat::In { .. } => {
+                    let mut wanted = std::mem::take(&mut desired[n]);
+                    wanted.extend(&everywhere);
+                    wanted.sort_unstable();
+                    wanted.dedup();
+                    wanted.retain(|&t| selects(&valid.tenants[t], node));
+                    on_node.ready = wanted.iter().copied().filter(|&t| answers(t)).collect();
+                    on_node.leaving =
+                        standing.iter().copied().filter(|t| wanted.binary_search(t).is_err()).collect();
+                    on_node.desired = wanted;
+                }
+                // Its router stays as it is, and so do the labels that are still true.
+                Seat::Waiting | Seat::Ambiguous(_) => {
+                    on_node.desired = standing.iter().copied().filter(|&t| active[t]).collect();
+                    on_node.ready = on_node.desired.iter().copied().filter(|&t| answers(t)).collect();
+                }
+                Seat::Nowhere => {}
+            }
+            on_node
+        });
+        let nodes = nodes.collect();
+        Self { nodes, active, labelled }
+    }
+
+    /// Whether some node has the tenant's label.
+    pub(super) fn is_labelled(&self, tenant: usize) -> bool {
+        self.labelled[tenant] > 0
+    }
+
+    /// Labels and configurations of all nodes.
+    pub(super) fn into_plan(self, valid: &Validated<'_>, plan: &mut Plan) {
+        let models: Vec<Option<ModelTenant>> = valid.tenants.iter().map(|t| tenant_model(t, valid)).collect();
+        for (node, on_node) in valid.nodes.iter().zip(self.nodes) {
+            let names = on_node.ready.iter().map(|&t| valid.tenants[t].name.clone());
+            plan.labels.insert(node.name.to_owned(), names.collect());
+            let config = match node.seat {
+                Seat::In { underlay, index: Some(index), .. } => {
+                    let mut tenants: Vec<ModelTenant> = on_node
+                        .desired
+                        .iter()
+                        .chain(&on_node.leaving)
+                        .filter_map(|&t| models[t].clone())
+                        .collect();
+                    tenants.sort_by_key(|t| t.vni);
+                    NodeConfig {
+                        node: node.name.to_owned(),
+                        underlay: underlay_model(valid, underlay, index, node),
+                        tenants,
+                    }
+                }
+                // Labels go first; when they are gone, so does all else.
+                Seat::Nowhere if !on_node.labelled => {
+                    NodeConfig { node: node.name.to_owned(), underlay: None, tenants: Vec::new() }
+                }
+                _ => continue,
+            };
+            plan.nodes.insert(node.name.to_owned(), config);
+        }
+    }
+}
+
+/// Of each node, the active tenants in whose pools it holds a block.
+fn hosted(snapshot: &Snapshot, valid: &Validated<'_>, active: &[bool]) -> Vec<Vec<usize>> {
+    // Accepted pools are disjoint, so the one that may hold a block is the last that begins no later.
+    let mut pools: Vec<(Span, usize)> = Vec::new();
+    for pool in &valid.pools {
+        if let (Some(t), Some(net)) = (pool.accepted().filter(|&t| active[t]), pool.cidr) {
+            pools.push((span(&net), t));
+        }
+    }
+    pools.sort_unstable();
+    let by_name: BTreeMap<&str, usize> =
+        valid.nodes.iter().enumerate().map(|(n, node)| (node.name, n)).collect();
+    let mut hosted = vec![Vec::new(); valid.nodes.len()];
+    for block in snapshot.blocks.iter().filter(|b| !b.spec.is_deleted()) {
+        let (Some(&node), Ok(net)) =
+            (by_name.get(block.spec.node.as_str()), block.spec.cidr.parse::<IpNet>())
+        else {
+            continue;
+        };
+        let (v6, first, last) = span(&net);
+        let after = pools.partition_point(|((w6, start, _), _)| (*w6, *start) <= (v6, first));
+        if let Some(((w6, _, end), t)) = after.checked_sub(1).map(|i| pools[i])
+            && w6 == v6
+            && last <= end
+        {
+            hosted[node].push(t);
+        }
+    }
+    hosted
+}
+
+fn selects(tenant: &Tenant<'_>, node: &Node<'_>) -> bool {
+    tenant.settings.node_selector.as_ref().is_none_or(|selector| selector.matches(node.labels))
+}
+
+/// Whether the node's router says that the tenant stands.
+fn stands(agent: &Agent, tenant: &Tenant<'_>) -> bool {
+    let Some(vni) = tenant.vni else { return false };
+    agent.frr_running
+        && !agent.failed.contains_key(&tenant.name)
+        && agent.programmed.contains(&(tenant.name.clone(), vni))
+}
+
+fn tenant_model(tenant: &Tenant<'_>, valid: &Validated<'_>) -> Option<ModelTenant> {
+    let allocated = tenant.standing()?;
+    let fabric = valid.fabric()?;
+    let settings = &tenant.settings;
+    Some(ModelTenant {
+        name: tenant.name.clone(),
+        vni: allocated.vni,
+        link_index: allocated.link_index,
+        host_v4: names::host_v4(fabric.link_v4, allocated.link_index),
+        host_v6: names::host_v6(fabric.link_v6, allocated.link_index),
+        pools: (tenant.pools.iter())
+            .filter_map(|&p| {
+                Some(ModelPool { cidr: valid.pools[p].cidr?, block_size: valid.pools[p].block_size })
+            })
+            .collect(),
+        import_rts: settings.import.clone(),
+        export_rts: settings.export.clone(),
+        shared: settings.shared.clone(),
+        max_prefixes: settings.max_prefixes,
+        advertise_pods: settings.advertise == Advertise::Pods,
+    })
+}
+
+fn underlay_model(
+    valid: &Validated<'_>,
+    underlay: usize,
+    index: u32,
+    node: &Node<'_>,
+) -> Option<ModelUnderlay> {
+    let settings = valid.underlays[underlay].accepted()?;
+    let vtep = std::net::Ipv4Addr::from(u32::from(settings.vtep.network()) + index);
+    Some(ModelUnderlay {
+        name: valid.underlays[underlay].name.to_owned(),
+        asn: settings.asn,
+        vtep: vtep.into(),
+        router_id: vtep,
+        neighbors: settings.neighbors.clone(),
+        interfaces: settings.interfaces.clone(),
+        mtu: settings.mtu,
+        shared: settings.shared.clone(),
+        graceful_restart: settings.graceful_restart,
+        calico_asn: node.calico_asn,
+    })
+}

@@ -1,0 +1,327 @@
+//! What is told of each Tenant and each Underlay.
+
+use calico_vni_crds::{
+    TenantStatus, UnderlayStatus,
+    tenant::{NodeCounts, PoolStatus},
+    underlay::SessionCounts,
+};
+use calico_vni_proto::names;
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+
+use super::{nobodys, placement::Placement};
+use crate::{
+    Plan, Snapshot, reason,
+    snapshot::Agent,
+    validate::{Claim, Pool, Seat, Tenant, Underlay, Validated},
+};
+
+/// How many of a list a message names.
+const NAMED: usize = 3;
+
+/// How a tenant or an underlay fares on the nodes.
+#[derive(Clone, Debug, Default)]
+struct Tally {
+    desired: u32,
+    programmed: u32,
+    /// Nodes with why, in order.
+    degraded: Vec<(String, String)>,
+}
+
+impl Tally {
+    fn counts(&self) -> NodeCounts {
+        NodeCounts {
+            desired: self.desired,
+            programmed: self.programmed,
+            degraded: count(self.degraded.len()),
+            ready: format!("{}/{}", self.programmed, self.desired),
+        }
+    }
+
+    fn troubles(&self) -> String {
+        some_of(self.degraded.iter().map(|(node, why)| format!("{node}: {why}")))
+    }
+}
+
+/// Puts the statuses into the plan.
+pub(super) fn report(snapshot: &Snapshot, valid: &Validated<'_>, placement: &Placement, plan: &mut Plan) {
+    let mut tenants = vec![Tally::default(); valid.tenants.len()];
+    let mut underlays = vec![Tally::default(); valid.underlays.len()];
+    for (node, on_node) in valid.nodes.iter().zip(&placement.nodes) {
+        let agent = snapshot.agents.get(node.name);
+        for &t in &on_node.desired {
+            tenants[t].desired += 1;
+            if on_node.ready.binary_search(&t).is_ok() {
+                tenants[t].programmed += 1;
+            } else if let Some(why) = agent.and_then(|a| trouble(a, Some(&valid.tenants[t].name))) {
+                tenants[t].degraded.push((node.name.to_owned(), why));
+            }
+        }
+        if let Seat::In { underlay, index, .. } = node.seat {
+            underlays[underlay].desired += 1;
+            match agent.map(|a| trouble(a, None)) {
+                Some(None) if index.is_some() => underlays[underlay].programmed += 1,
+                Some(Some(why)) => underlays[underlay].degraded.push((node.name.to_owned(), why)),
+                _ => {}
+            }
+        }
+    }
+    let prefixes = prefixes(snapshot, valid);
+    let pools = pool_statuses(valid);
+    for (t, tenant) in valid.tenants.iter().enumerate() {
+        if tenant.object.is_some() {
+            let status = tenant_status(valid, placement, t, &tenants[t], pools[t].clone(), prefixes[t], plan);
+            plan.tenant_status.insert(tenant.name.clone(), status);
+        }
+    }
+    let quarantined: Vec<PoolStatus> = nobodys(valid).map(pool_status).collect();
+    for (u, underlay) in valid.underlays.iter().enumerate() {
+        let status = underlay_status(snapshot, valid, underlay, &underlays[u], &quarantined);
+        plan.underlay_status.insert(underlay.name.to_owned(), status);
+    }
+}
+
+/// Why a connected router does not do what it should, for one tenant or at all.
+fn trouble(agent: &Agent, tenant: Option<&String>) -> Option<String> {
+    if let Some(why) = tenant.and_then(|t| agent.failed.get(t)) {
+        return Some(why.clone());
+    }
+    if let Some(why) = &agent.rejected {
+        return Some(format!("its configuration was refused: {why}"));
+    }
+    (!agent.frr_running).then(|| "FRR does not answer".to_owned())
+}
+
+fn prefixes(snapshot: &Snapshot, valid: &Validated<'_>) -> Vec<u32> {
+    let by_name: std::collections::BTreeMap<&str, usize> =
+        valid.tenants.iter().enumerate().map(|(t, tenant)| (tenant.name.as_str(), t)).collect();
+    let mut prefixes = vec![0u32; valid.tenants.len()];
+    for session in snapshot.agents.values().flat_map(|a| &a.sessions) {
+        if let Some(&t) = session.tenant.as_deref().and_then(|name| by_name.get(name)) {
+            prefixes[t] = prefixes[t].saturating_add(session.prefixes_received);
+        }
+    }
+    prefixes
+}
+
+fn pool_status(pool: &Pool<'_>) -> PoolStatus {
+    PoolStatus {
+        name: pool.name.to_owned(),
+        cidr: pool.object.spec.cidr.clone(),
+        accepted: pool.verdict.is_none(),
+        reason: pool.verdict.as_ref().map(|v| v.reason.to_owned()),
+        message: pool.verdict.as_ref().map(|v| v.message.clone()),
+    }
+}
+
+/// Of each tenant, the pools that name it.
+fn pool_statuses(valid: &Validated<'_>) -> Vec<Vec<PoolStatus>> {
+    let mut pools = vec![Vec::new(); valid.tenants.len()];
+    for pool in &valid.pools {
+        if let Claim::Tenant(t) = pool.claim {
+            pools[t].push(pool_status(pool));
+        }
+    }
+    pools
+}
+
+fn tenant_status(
+    valid: &Validated<'_>,
+    placement: &Placement,
+    t: usize,
+    tally: &Tally,
+    pools: Vec<PoolStatus>,
+    prefixes: u32,
+    plan: &Plan,
+) -> TenantStatus {
+    let tenant = &valid.tenants[t];
+    // What is allocated now is told at once, so that writing the status can never undo the allocation.
+    let allocated = valid.allocations.tenants.get(&tenant.name);
+    let vni = allocated.map(|a| a.vni).or_else(|| tenant.kept_vni());
+    let generation = tenant.object.and_then(|o| o.metadata.generation);
+    let condition = |kind, holds, reason: &str, message| condition(kind, holds, reason, message, generation);
+    let accepted = match &tenant.verdict {
+        Some(verdict) => condition("Accepted", false, verdict.reason, verdict.message.clone()),
+        None => condition("Accepted", true, reason::ACCEPTED, "its pods may live in the VRF".into()),
+    };
+    let (programmed, why, message) = programmed(valid, placement, t, tally, plan);
+    let refused: Vec<&PoolStatus> = pools.iter().filter(|p| !p.accepted).collect();
+    let degraded = if !tally.degraded.is_empty() {
+        condition("Degraded", true, reason::NODES_DEGRADED, tally.troubles())
+    } else if refused.is_empty() || tenant.deleting {
+        condition("Degraded", false, reason::HEALTHY, "no router and no pool has trouble".into())
+    } else {
+        let named = refused.iter().map(|p| format!("{}: {}", p.name, p.message.clone().unwrap_or_default()));
+        condition("Degraded", true, reason::POOLS_NOT_ACCEPTED, some_of(named))
+    };
+    TenantStatus {
+        vni,
+        link_index: allocated.map(|a| a.link_index).or_else(|| tenant.kept_link()),
+        vrf: vni.map(names::vrf),
+        accepted_pools: Some(format!("{}/{}", pools.len() - refused.len(), pools.len())),
+        nodes: Some(tally.counts()),
+        prefixes: Some(prefixes),
+        conditions: vec![accepted, condition("Programmed", programmed, why, message), degraded],
+        pools,
+    }
+}
+
+fn programmed(
+    valid: &Validated<'_>,
+    placement: &Placement,
+    t: usize,
+    tally: &Tally,
+    plan: &Plan,
+) -> (bool, &'static str, String) {
+    let tenant: &Tenant<'_> = &valid.tenants[t];
+    if tenant.deleting {
+        let message = if plan.finished_tenants.contains(&tenant.name) {
+            "nothing of it is left"
+        } else {
+            "waits until no node carries it any more"
+        };
+        return (false, reason::TERMINATING, message.into());
+    }
+    if let Some(verdict) = &tenant.verdict {
+        return (false, reason::NOT_ACCEPTED, format!("is not accepted: {}", verdict.message));
+    }
+    if valid.fabric.is_none() {
+        let message = "no Underlay is accepted; make one, or see the conditions of those there are";
+        return (false, reason::NO_UNDERLAY, message.into());
+    }
+    if tenant.pools.is_empty() {
+        return (
+            false,
+            reason::NO_POOLS,
+            "no accepted IPPool names it; annotate one, or see status.pools".into(),
+        );
+    }
+    if !placement.active[t] {
+        return (false, reason::PENDING, "its VNI and link are being kept before they are used".into());
+    }
+    match (tally.programmed, tally.desired) {
+        (0, 0) => (true, reason::NO_NODES, "no node has to carry it yet".into()),
+        (programmed, desired) if programmed == desired => {
+            (true, reason::PROGRAMMED, format!("stands on {programmed} of {desired} nodes"))
+        }
+        (programmed, desired) if tally.degraded.is_empty() => {
+            (false, reason::PENDING, format!("stands on {programmed} of {desired} nodes"))
+        }
+        (programmed, desired) => (
+            false,
+            reason::NODES_DEGRADED,
+            format!("stands on {programmed} of {desired} nodes; {}", tally.troubles()),
+        ),
+    }
+}
+
+fn underlay_status(
+    snapshot: &Snapshot,
+    valid: &Validated<'_>,
+    underlay: &Underlay<'_>,
+    tally: &Tally,
+    quarantined: &[PoolStatus],
+) -> UnderlayStatus {
+    let generation = underlay.object.metadata.generation;
+    let condition = |kind, holds, reason: &str, message| condition(kind, holds, reason, message, generation);
+    let accepted = match &underlay.settings {
+        Ok(_) => condition("Accepted", true, reason::ACCEPTED, "its nodes' routers follow it".into()),
+        Err(verdict) => condition("Accepted", false, verdict.reason, verdict.message.clone()),
+    };
+    let (holds, why, message) = match (&underlay.settings, tally.programmed, tally.desired) {
+        (Err(_), ..) => {
+            (false, reason::NOT_ACCEPTED, "is not accepted; its nodes' routers stay as they are".into())
+        }
+        (Ok(_), 0, 0) => (
+            false,
+            reason::NO_NODES,
+            "selects no node by spec.nodeSelector that no other Underlay selects too".into(),
+        ),
+        (Ok(_), programmed, desired) if programmed == desired => {
+            (true, reason::PROGRAMMED, format!("{programmed} of {desired} routers answer"))
+        }
+        (Ok(_), programmed, desired) if tally.degraded.is_empty() => {
+            (false, reason::PENDING, format!("{programmed} of {desired} routers answer"))
+        }
+        (Ok(_), programmed, desired) => (
+            false,
+            reason::NODES_DEGRADED,
+            format!("{programmed} of {desired} routers answer; {}", tally.troubles()),
+        ),
+    };
+    let pools = if quarantined.is_empty() {
+        condition("PoolsAccepted", true, reason::ACCEPTED, "every annotated IPPool names a Tenant".into())
+    } else {
+        let named =
+            quarantined.iter().map(|p| format!("{}: {}", p.name, p.message.clone().unwrap_or_default()));
+        condition("PoolsAccepted", false, reason::POOLS_NOT_ACCEPTED, some_of(named))
+    };
+    let strict = snapshot.ipam_configs.iter().any(|c| c.name() == "default" && c.spec.strict_affinity);
+    let strict = if strict {
+        condition(
+            "StrictAffinity",
+            true,
+            reason::STRICT,
+            "nodes take addresses of their own blocks alone".into(),
+        )
+    } else {
+        condition("StrictAffinity", false, reason::NOT_STRICT, STRICT_AFFINITY.into())
+    };
+    UnderlayStatus {
+        nodes: Some(tally.counts()),
+        sessions: Some(sessions(snapshot, valid, underlay)),
+        quarantined_pools: quarantined.to_vec(),
+        conditions: vec![accepted, condition("Programmed", holds, why, message), pools, strict],
+    }
+}
+
+/// Calico's own words for it: `calicoctl ipam configure`, documented with Calico's IPAM configuration.
+const STRICT_AFFINITY: &str = "strictAffinity of Calico's IPAM is not on, so a pod may have an address of another node's block, \
+    which is not announced; run `calicoctl ipam configure --strictaffinity=true`, or set spec.advertise: Pods on the Tenants";
+
+fn sessions(snapshot: &Snapshot, valid: &Validated<'_>, underlay: &Underlay<'_>) -> SessionCounts {
+    let neighbors = underlay.accepted().map_or(0, |s| s.neighbors.len());
+    let (mut established, mut configured) = (0, 0);
+    for &n in &underlay.nodes {
+        let node = &valid.nodes[n];
+        let Seat::In { underlay: u, index: Some(_), .. } = node.seat else { continue };
+        if valid.underlays[u].name != underlay.name {
+            continue;
+        }
+        configured += neighbors;
+        let agent = snapshot.agents.get(node.name);
+        established +=
+            agent.map_or(0, |a| a.sessions.iter().filter(|s| s.tenant.is_none() && s.established).count());
+    }
+    SessionCounts {
+        established: count(established),
+        configured: count(configured),
+        ready: format!("{established}/{configured}"),
+    }
+}
+
+fn condition(kind: &str, holds: bool, reason: &str, message: String, generation: Option<i64>) -> Condition {
+    Condition {
+        type_: kind.to_owned(),
+        status: if holds { "True" } else { "False" }.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        observed_generation: generation,
+        last_transition_time: Time(Timestamp::UNIX_EPOCH),
+    }
+}
+
+/// The first few, and how many more there are.
+fn some_of(mut items: impl Iterator<Item = String>) -> String {
+    let named: Vec<String> = items.by_ref().take(NAMED).collect();
+    match items.count() {
+        0 => named.join("; "),
+        more => format!("{}; and {more} more", named.join("; ")),
+    }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,335 @@
+//! Pools: the tenant that each names, and whether its pods can live there.
+
+use std::collections::BTreeMap;
+
+use calico_vni_crds::{
+    calico::{Encapsulation, IpPool},
+    keys,
+};
+use calico_vni_proto::names::VNI_MAX;
+use ipnet::IpNet;
+
+use super::{Age, Tenant, Underlay, Verdict, age};
+use crate::{prefix, reason, snapshot::Snapshot};
+
+/// An IPPool.
+#[derive(Debug)]
+pub struct Pool<'a> {
+    /// As it stands.
+    pub object: &'a IpPool,
+    /// Its name.
+    pub name: &'a str,
+    /// Its prefix, truncated to its length; `None` where it cannot be read.
+    pub cidr: Option<IpNet>,
+    /// Prefix length of its blocks.
+    pub block_size: u8,
+    /// Whom it belongs to.
+    pub claim: Claim,
+    /// VNI that its annotation asks for, where that is one.
+    pub annotated_vni: Option<u32>,
+    /// Why its pods are quarantined.
+    pub verdict: Option<Verdict>,
+    annotated_tenant: Option<String>,
+}
+
+/// Whom a pool belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// To no tenant: it has no annotation of ours.
+    Plain,
+    /// To this tenant, whether or not it is accepted there.
+    Tenant(usize),
+    /// To one that there cannot be.
+    Nobody,
+}
+
+impl Pool<'_> {
+    /// The tenant in which its pods live.
+    pub fn accepted(&self) -> Option<usize> {
+        match self.claim {
+            Claim::Tenant(t) if self.verdict.is_none() => Some(t),
+            _ => None,
+        }
+    }
+}
+
+/// All pools, by name, with what their annotations say.
+pub(super) fn parse(snapshot: &Snapshot) -> Vec<Pool<'_>> {
+    let mut pools: Vec<Pool<'_>> = snapshot.pools.iter().map(pool).collect();
+    pools.sort_by_key(|p| p.name);
+    pools
+}
+
+fn pool(object: &IpPool) -> Pool<'_> {
+    let mut annotations = object.annotations();
+    let vni = annotations.remove(keys::VNI);
+    let annotated_tenant = annotations.remove(keys::TENANT);
+    let cidr = object.spec.cidr.parse::<IpNet>().ok().map(|net| net.trunc());
+    let mut pool = Pool {
+        object,
+        name: object.name(),
+        cidr,
+        block_size: object.spec.block_size.unwrap_or(match cidr {
+            Some(IpNet::V6(_)) => 122,
+            _ => 26,
+        }),
+        claim: if vni.is_none() && annotated_tenant.is_none() { Claim::Plain } else { Claim::Nobody },
+        annotated_vni: None,
+        verdict: None,
+        annotated_tenant,
+    };
+    match vni.as_deref().map(parse_vni) {
+        Some(Some(vni)) => pool.annotated_vni = Some(vni),
+        Some(None) => {
+            pool.verdict = Some(Verdict::new(
+                reason::INVALID_VNI,
+                format!(
+                    "annotation {}: `{}` is no VNI; write a number from 1 to {VNI_MAX}",
+                    keys::VNI,
+                    vni.unwrap_or_default()
+                ),
+            ));
+        }
+        None => {}
+    }
+    pool
+}
+
+/// A plain decimal number, as `kubectl get` shows it: no sign, no space, no leading zero.
+fn parse_vni(text: &str) -> Option<u32> {
+    let plain = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
+    text.parse().ok().filter(|vni| plain && (1..=VNI_MAX).contains(vni))
+}
+
+/// Finds the tenant that each pool names, and adds those that are to be made for a VNI that nobody has.
+pub(super) fn name_tenants(pools: &mut [Pool<'_>], tenants: &mut Vec<Tenant<'_>>) {
+    let mut by_name: BTreeMap<String, usize> =
+        tenants.iter().enumerate().map(|(t, tenant)| (tenant.name.clone(), t)).collect();
+    let mut by_vni: BTreeMap<u32, usize> =
+        tenants.iter().enumerate().filter_map(|(t, tenant)| Some((tenant.vni?, t))).collect();
+    // In the order of VNIs, so that the tenants to be made have an order too.
+    let mut order: Vec<usize> = (0..pools.len()).collect();
+    order.sort_by_key(|&p| (pools[p].annotated_vni, pools[p].name));
+    for pool in order {
+        let pool = &mut pools[pool];
+        let found = match (&pool.annotated_tenant, pool.annotated_vni) {
+            (Some(name), vni) => by_name_and_vni(name, vni, &by_name, tenants),
+            (None, Some(vni)) => match by_vni.get(&vni) {
+                Some(&t) => Ok((t, None)),
+                None => Ok(to_be_made(vni, &mut by_name, &mut by_vni, tenants)),
+            },
+            (None, None) => continue,
+        };
+        match found {
+            Ok((t, mismatch)) => {
+                tenants[t].named = true;
+                pool.claim = Claim::Tenant(t);
+                pool.verdict = pool.verdict.take().or(mismatch);
+            }
+            Err(verdict) => pool.verdict = pool.verdict.take().or(Some(verdict)),
+        }
+    }
+}
+
+fn by_name_and_vni(
+    name: &str,
+    vni: Option<u32>,
+    by_name: &BTreeMap<String, usize>,
+    tenants: &[Tenant<'_>],
+) -> Result<(usize, Option<Verdict>), Verdict> {
+    let missing = || {
+        Verdict::new(
+            reason::TENANT_NOT_FOUND,
+            format!("annotation {}: there is no Tenant `{name}`; make it, or name another", keys::TENANT),
+        )
+    };
+    // Tenants to be made are no Tenants yet.
+    let &t = by_name.get(name).filter(|&&t| tenants[t].object.is_some()).ok_or_else(missing)?;
+    let tenant = &tenants[t];
+    let has = tenant.vni.or(tenant.given_vni());
+    let mismatch = vni.filter(|vni| has != Some(*vni)).map(|vni| {
+        let has = has.map_or_else(|| "none yet".to_owned(), |has| has.to_string());
+        Verdict::new(
+            reason::TENANT_MISMATCH,
+            format!("annotations {} `{name}` and {} `{vni}` disagree: the VNI of Tenant `{name}` is {has}; remove one of the two", keys::TENANT, keys::VNI),
+        )
+    });
+    Ok((t, mismatch))
+}
+
+fn to_be_made(
+    vni: u32,
+    by_name: &mut BTreeMap<String, usize>,
+    by_vni: &mut BTreeMap<u32, usize>,
+    tenants: &mut Vec<Tenant<'_>>,
+) -> (usize, Option<Verdict>) {
+    let name = keys::annotated_tenant(vni);
+    if let Some(&t) = by_name.get(&name) {
+        let has = tenants[t].vni.map_or_else(|| "none".to_owned(), |has| has.to_string());
+        let verdict = Verdict::new(
+            reason::TENANT_MISMATCH,
+            format!(
+                "annotation {}: `{vni}` would make Tenant `{name}`, but there is one of that name whose VNI is {has}; name a Tenant by {} instead",
+                keys::VNI,
+                keys::TENANT
+            ),
+        );
+        return (t, Some(verdict));
+    }
+    let t = tenants.len();
+    tenants.push(Tenant::to_be_made(vni));
+    by_name.insert(name, t);
+    by_vni.insert(vni, t);
+    (t, None)
+}
+
+/// Judges each pool that names a tenant, and gives the accepted ones to their tenants.
+pub(super) fn judge(pools: &mut [Pool<'_>], tenants: &mut [Tenant<'_>], underlays: &[Underlay<'_>]) {
+    let mut overlaps = overlaps(pools, underlays);
+    for (p, pool) in pools.iter_mut().enumerate() {
+        if pool.claim == Claim::Plain {
+            continue;
+        }
+        let tenant = match pool.claim {
+            Claim::Tenant(t) => Some(&tenants[t]),
+            _ => None,
+        };
+        let terminating = tenant.filter(|t| t.deleting).map(|t| {
+            Verdict::new(
+                reason::TENANT_TERMINATING,
+                format!(
+                    "Tenant `{}` is being deleted; name another, or make it again when it is gone",
+                    t.name
+                ),
+            )
+        });
+        let wrong = terminating
+            .or_else(|| pool.verdict.take())
+            .or_else(|| wrong(pool))
+            .or_else(|| overlaps.remove(&p))
+            .or_else(|| tenant.and_then(|t| shared(pool, t)))
+            .or_else(|| {
+                let (t, verdict) = tenant.and_then(|t| Some((t, t.verdict.as_ref()?)))?;
+                let message = format!("Tenant `{}` is not accepted: {}", t.name, verdict.message);
+                Some(Verdict::new(reason::TENANT_NOT_ACCEPTED, message))
+            });
+        pool.verdict = wrong;
+        if let Some(t) = pool.accepted() {
+            tenants[t].pools.push(p);
+        }
+    }
+    for tenant in tenants {
+        tenant.pools.sort_by_key(|&p| pools[p].cidr);
+    }
+}
+
+/// What is wrong with the pool itself.
+fn wrong(pool: &Pool<'_>) -> Option<Verdict> {
+    let spec = &pool.object.spec;
+    let verdict = |reason, message| Some(Verdict::new(reason, message));
+    let net = match prefix::parse(&spec.cidr) {
+        Ok(net) => net,
+        Err(error) => return verdict(reason::INVALID_CIDR, format!("spec.cidr: `{}` {error}", spec.cidr)),
+    };
+    let (min, max) = if matches!(net, IpNet::V4(_)) { (20, 32) } else { (116, 128) };
+    if !(min..=max).contains(&pool.block_size) || pool.block_size < net.prefix_len() {
+        let size = pool.block_size;
+        return verdict(
+            reason::INVALID_BLOCK_SIZE,
+            format!(
+                "spec.blockSize: {size} has to be {min} to {max} and not below the prefix length of {net}; make the pool again with another"
+            ),
+        );
+    }
+    for (field, mode) in [("vxlanMode", spec.vxlan_mode), ("ipipMode", spec.ipip_mode)] {
+        if let Some(mode @ (Encapsulation::Always | Encapsulation::CrossSubnet)) = mode {
+            return verdict(
+                reason::ENCAPSULATED,
+                format!("spec.{field}: {mode:?}, but a tenant's packets go by its VRF; set it to Never"),
+            );
+        }
+    }
+    if spec.nat_outgoing == Some(true) {
+        return verdict(
+            reason::NAT_OUTGOING,
+            "spec.natOutgoing: true would hide the pods behind the link's address in the VRF; set it to false".into(),
+        );
+    }
+    None
+}
+
+fn shared(pool: &Pool<'_>, tenant: &Tenant<'_>) -> Option<Verdict> {
+    let net = pool.cidr?;
+    let hit = tenant.settings.shared.iter().find(|s| prefix::overlap(s, &net))?;
+    Some(Verdict::new(
+        reason::POOL_OVERLAP,
+        format!(
+            "spec.cidr: {net} overlaps {hit} of spec.sharedServices.cidrs of Tenant `{}`, which goes past its VRF; narrow that",
+            tenant.name
+        ),
+    ))
+}
+
+/// Who gives way in an overlap: the later in this order. An older pool counts even when it is refused itself, for its
+/// pods may hold the addresses in question.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Rank<'a> {
+    Underlay(&'a str, &'static str, usize),
+    Plain(&'a str),
+    Annotated(Age<'a>),
+}
+
+fn overlaps(pools: &[Pool<'_>], underlays: &[Underlay<'_>]) -> BTreeMap<usize, Verdict> {
+    let mut items: Vec<(IpNet, Rank<'_>)> = Vec::with_capacity(pools.len());
+    let mut owners = Vec::with_capacity(pools.len());
+    for (p, pool) in pools.iter().enumerate() {
+        let Some(net) = pool.cidr else { continue };
+        items.push((
+            net,
+            match pool.claim {
+                Claim::Plain => Rank::Plain(pool.name),
+                _ => Rank::Annotated(age(&pool.object.metadata)),
+            },
+        ));
+        owners.push(p);
+    }
+    for underlay in underlays {
+        let Some(settings) = underlay.accepted() else { continue };
+        let fixed: [(&str, IpNet); 3] = [
+            ("vtepCIDR", settings.vtep.into()),
+            ("hostLinkCIDR", settings.link_v4.into()),
+            ("hostLinkCIDRv6", settings.link_v6.into()),
+        ];
+        let shared = settings.shared.iter().map(|net| ("sharedCIDRs", *net));
+        for (i, (field, net)) in fixed.into_iter().chain(shared).enumerate() {
+            items.push((net, Rank::Underlay(underlay.name, field, i)));
+        }
+    }
+    let strongest = prefix::strongest_overlaps(&items);
+    let found = owners.iter().enumerate().filter_map(|(i, &p)| {
+        let (net, rank) = &items[strongest[i]?];
+        let other = match rank {
+            Rank::Underlay(name, field, _) => format!("spec.{field} of Underlay `{name}`"),
+            Rank::Plain(name) => format!("IPPool `{name}`, which is no tenant's"),
+            Rank::Annotated((_, _, name)) => format!("IPPool `{name}`, which is older"),
+        };
+        let cidr = items[i].0;
+        let message = format!("spec.cidr: {cidr} overlaps {net} of {other}; a tenant's pods need addresses of their own, so make this pool again with another prefix");
+        Some((p, Verdict::new(reason::POOL_OVERLAP, message)))
+    });
+    found.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vni_is_a_plain_number() {
+        assert_eq!(parse_vni("1"), Some(1));
+        assert_eq!(parse_vni("16777215"), Some(16_777_215));
+        for bad in ["", "0", "01", "-1", "+1", " 1", "1.0", "0x1", "abc", "16777216", "99999999999", "١"] {
+            assert_eq!(parse_vni(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! Underlays: parsed, then compared with each other, with the nodes and with Calico's own settings.
+
+use std::net::IpAddr;
+
+use calico_vni_crds::{
+    self as crds,
+    calico::DEFAULT_ASN,
+    underlay::{InterfaceMode, VniRange},
+};
+use calico_vni_proto::{
+    model::Neighbor,
+    names::{self, VNI_MAX},
+};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use kube::core::{Selector, SelectorExt};
+
+use super::{Age, Node, Verdict, age};
+use crate::{Snapshot, prefix, reason};
+
+/// An Underlay.
+#[derive(Debug)]
+pub struct Underlay<'a> {
+    /// As it stands.
+    pub object: &'a crds::Underlay,
+    /// Its name.
+    pub name: &'a str,
+    /// Its age.
+    pub age: Age<'a>,
+    /// What it says, or what is wrong with it.
+    pub settings: Result<Settings, Verdict>,
+    /// Nodes that it selects.
+    pub nodes: Vec<usize>,
+    selector: Option<Selector>,
+}
+
+/// What an Underlay says, in types that hold nothing else.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// ASN of the routers; at most 2147483647.
+    pub asn: u32,
+    /// Tunnel end points.
+    pub vtep: Ipv4Net,
+    /// Links between host and VRF.
+    pub link_v4: Ipv4Net,
+    /// The same for IPv6.
+    pub link_v6: Ipv6Net,
+    /// Peers in the fabric.
+    pub neighbors: Vec<Neighbor>,
+    /// Interfaces that move.
+    pub interfaces: Vec<String>,
+    /// MTU in octets.
+    pub mtu: Option<u32>,
+    /// What all tenants reach by the main table, in order.
+    pub shared: Vec<IpNet>,
+    /// VNIs to allocate.
+    pub vni_range: Option<VniRange>,
+    /// RFC 4724.
+    pub graceful_restart: bool,
+}
+
+impl Settings {
+    /// How many tenants fit.
+    pub fn link_capacity(&self) -> u32 {
+        names::link_capacity_v4(self.link_v4)
+    }
+
+    /// How many routers fit: all addresses but the first and the last.
+    pub fn router_capacity(&self) -> u32 {
+        u32::try_from((1u64 << (32 - self.vtep.prefix_len())) - 2).unwrap_or(u32::MAX)
+    }
+}
+
+impl Underlay<'_> {
+    /// What it says, where that can be obeyed.
+    pub fn accepted(&self) -> Option<&Settings> {
+        self.settings.as_ref().ok()
+    }
+}
+
+/// ASN of Calico's nodes.
+pub(super) fn calico_asn(snapshot: &Snapshot) -> u32 {
+    let default = snapshot.bgp_configurations.iter().find(|c| c.name() == "default");
+    default.and_then(|c| c.spec.as_number).and_then(|n| u32::try_from(n).ok()).unwrap_or(DEFAULT_ASN)
+}
+
+/// All Underlays that are not being deleted, by name.
+pub(super) fn parse(snapshot: &Snapshot) -> Vec<Underlay<'_>> {
+    let mut underlays: Vec<Underlay<'_>> = snapshot
+        .underlays
+        .iter()
+        .filter(|object| object.metadata.deletion_timestamp.is_none())
+        .map(|object| {
+            let selector = Selector::try_from(object.spec.node_selector.clone().unwrap_or_default());
+            let settings = match &selector {
+                Ok(_) => settings(&object.spec),
+                Err(error) => Err(Verdict::new(
+                    reason::INVALID_SELECTOR,
+                    format!(
+                        "spec.nodeSelector: {error}; write matchLabels or matchExpressions as in a Deployment"
+                    ),
+                )),
+            };
+            Underlay {
+                object,
+                name: object.metadata.name.as_deref().unwrap_or_default(),
+                age: age(&object.metadata),
+                settings,
+                nodes: Vec::new(),
+                selector: selector.ok(),
+            }
+        })
+        .collect();
+    underlays.sort_by_key(|u| u.name);
+    underlays
+}
+
+/// Finds the nodes of each, also of those that cannot be obeyed.
+pub(super) fn select(underlays: &mut [Underlay<'_>], nodes: &[Node<'_>]) {
+    for underlay in underlays {
+        let Some(selector) = &underlay.selector else { continue };
+        underlay.nodes = (0..nodes.len()).filter(|&n| selector.matches(nodes[n].labels)).collect();
+    }
+}
+
+/// Compares each with Calico's settings and with the accepted ones that are older; returns the oldest accepted one.
+pub(super) fn judge(underlays: &mut [Underlay<'_>], nodes: &[Node<'_>], calico_asn: u32) -> Option<usize> {
+    let mut order: Vec<usize> = (0..underlays.len()).collect();
+    order.sort_by_key(|&u| underlays[u].age);
+    let mut accepted: Vec<usize> = Vec::new();
+    for u in order {
+        let Ok(settings) = &underlays[u].settings else { continue };
+        let older = accepted
+            .iter()
+            .map(|&o| (underlays[o].name, underlays[o].accepted().expect("only accepted ones are kept")));
+        let verdict = same_asn(settings, &underlays[u].nodes, nodes, calico_asn)
+            .or_else(|| older.clone().next().and_then(|(name, first)| differs(settings, name, first)))
+            .or_else(|| older.clone().find_map(|(name, other)| shares_vteps(settings, name, other)));
+        match verdict {
+            None => accepted.push(u),
+            Some(verdict) => underlays[u].settings = Err(verdict),
+        }
+    }
+    accepted.first().copied()
+}
+
+fn same_asn(settings: &Settings, selected: &[usize], nodes: &[Node<'_>], calico_asn: u32) -> Option<Verdict> {
+    let asn = settings.asn;
+    let whose = if asn == calico_asn {
+        "Calico's own (BGPConfiguration `default`, asNumber)".to_owned()
+    } else {
+        let node = selected.iter().map(|&n| &nodes[n]).find(|n| n.calico_asn == asn)?;
+        format!("that of Calico's node `{}` (annotation {})", node.name, crds::keys::CALICO_NODE_ASN)
+    };
+    Some(Verdict::new(
+        reason::ASN_CONFLICT,
+        format!(
+            "spec.asn: {asn} is {whose}; BIRD and the router speak eBGP, so give the routers an ASN of their own"
+        ),
+    ))
+}
+
+fn differs(settings: &Settings, name: &str, first: &Settings) -> Option<Verdict> {
+    if settings.asn != first.asn {
+        return Some(Verdict::new(
+            reason::DIFFERENT_ASN,
+            format!(
+                "spec.asn: {} differs from {} of Underlay `{name}`; one BGPPeer serves all nodes, so use {} here too",
+                settings.asn, first.asn, first.asn
+            ),
+        ));
+    }
+    let same = settings.link_v4 == first.link_v4 && settings.link_v6 == first.link_v6;
+    (!same).then(|| {
+        Verdict::new(
+            reason::DIFFERENT_HOST_LINKS,
+            format!(
+                "spec.hostLinkCIDR, hostLinkCIDRv6: {}, {} differ from {}, {} of Underlay `{name}`; one BGPPeer serves all nodes, so use those here too",
+                settings.link_v4, settings.link_v6, first.link_v4, first.link_v6
+            ),
+        )
+    })
+}
+
+fn shares_vteps(settings: &Settings, name: &str, other: &Settings) -> Option<Verdict> {
+    prefix::overlap(&settings.vtep.into(), &other.vtep.into()).then(|| {
+        Verdict::new(
+            reason::OVERLAPPING_CIDRS,
+            format!(
+                "spec.vtepCIDR: {} overlaps {} of Underlay `{name}`; tunnel end points are unique in the fabric, so give this one a prefix of its own",
+                settings.vtep, other.vtep
+            ),
+        )
+    })
+}
+
+fn settings(spec: &crds::UnderlaySpec) -> Result<Settings, Verdict> {
+    if spec.asn == 0 || i32::try_from(spec.asn).is_err() {
+        return Err(Verdict::new(
+            reason::INVALID_ASN,
+            format!("spec.asn: {} is not 1 to 2147483647, which is what Calico's BGPPeer can hold", spec.asn),
+        ));
+    }
+    let vtep = match cidr("vtepCIDR", &spec.vtep_cidr)? {
+        IpNet::V4(net) if net.prefix_len() <= 30 => net,
+        IpNet::V4(net) => return Err(invalid("vtepCIDR", &net, "has no room: give it at least a /30")),
+        IpNet::V6(net) => {
+            return Err(Verdict::new(
+                reason::IPV6_VTEP,
+                format!("spec.vtepCIDR: {net} is IPv6, which is not supported yet; give it an IPv4 prefix"),
+            ));
+        }
+    };
+    let link_v4 = match cidr("hostLinkCIDR", &spec.host_link_cidr)? {
+        IpNet::V4(net) if net.prefix_len() <= 30 => net,
+        net => return Err(invalid("hostLinkCIDR", &net, "must be IPv4 and at least a /30")),
+    };
+    let link_v6 = match cidr("hostLinkCIDRv6", &spec.host_link_cidr_v6)? {
+        IpNet::V6(net) if net.prefix_len() <= 96 + link_v4.prefix_len() => net,
+        net => {
+            let way_out = format!(
+                "must be IPv6 and at least a /{}, to hold as many links as hostLinkCIDR",
+                96 + link_v4.prefix_len()
+            );
+            return Err(invalid("hostLinkCIDRv6", &net, &way_out));
+        }
+    };
+    if prefix::overlap(&vtep.into(), &link_v4.into()) {
+        return Err(Verdict::new(
+            reason::OVERLAPPING_CIDRS,
+            format!(
+                "spec.vtepCIDR: {vtep} overlaps spec.hostLinkCIDR {link_v4}; give the tunnel end points a prefix of their own"
+            ),
+        ));
+    }
+    let mut shared = spec.shared_cidrs.iter().map(|text| shared_cidr(text)).collect::<Result<Vec<_>, _>>()?;
+    shared.sort_unstable();
+    shared.dedup();
+    Ok(Settings {
+        asn: spec.asn,
+        vtep,
+        link_v4,
+        link_v6,
+        neighbors: neighbors(spec)?,
+        interfaces: interfaces(spec)?,
+        mtu: mtu(spec.mtu)?,
+        shared,
+        vni_range: vni_range(spec.vni_range)?,
+        graceful_restart: spec.graceful_restart,
+    })
+}
+
+fn invalid(field: &str, value: &dyn std::fmt::Display, way_out: &str) -> Verdict {
+    Verdict::new(reason::INVALID_CIDR, format!("spec.{field}: `{value}` {way_out}"))
+}
+
+fn cidr(field: &str, text: &str) -> Result<IpNet, Verdict> {
+    prefix::parse(text).map_err(|error| invalid(field, &text, &error.to_string()))
+}
+
+fn shared_cidr(text: &str) -> Result<IpNet, Verdict> {
+    match cidr("sharedCIDRs", text)? {
+        net if net.prefix_len() == 0 => Err(invalid(
+            "sharedCIDRs",
+            &net,
+            "would lead everything past the VRFs; name the services' prefixes",
+        )),
+        net => Ok(net),
+    }
+}
+
+fn neighbors(spec: &crds::UnderlaySpec) -> Result<Vec<Neighbor>, Verdict> {
+    let wrong = |message: String| Verdict::new(reason::INVALID_NEIGHBOR, message);
+    if spec.neighbors.is_empty() {
+        return Err(wrong("spec.neighbors: is empty; name at least one BGP neighbour in the fabric".into()));
+    }
+    let mut parsed = Vec::with_capacity(spec.neighbors.len());
+    for (i, n) in spec.neighbors.iter().enumerate() {
+        let address: IpAddr = n.address.parse().map_err(|_| {
+            wrong(format!(
+                "spec.neighbors[{i}].address: `{}` is no IP address; write it as 192.0.2.1",
+                n.address
+            ))
+        })?;
+        if parsed.iter().any(|p: &Neighbor| p.address == address) {
+            return Err(wrong(format!("spec.neighbors[{i}].address: {address} is there twice; remove one")));
+        }
+        if n.asn == 0 {
+            return Err(wrong(format!("spec.neighbors[{i}].asn: 0 is no ASN; write that of {address}")));
+        }
+        if n.hold_time_seconds < 3 {
+            return Err(wrong(format!(
+                "spec.neighbors[{i}].holdTimeSeconds: {} is below 3, the least that BGP allows",
+                n.hold_time_seconds
+            )));
+        }
+        parsed.push(Neighbor { address, asn: n.asn, hold_time: n.hold_time_seconds });
+    }
+    // The first neighbour is as good as the last; in order, a change of the manifest's order changes no router.
+    parsed.sort_by_key(|n| n.address);
+    Ok(parsed)
+}
+
+fn interfaces(spec: &crds::UnderlaySpec) -> Result<Vec<String>, Verdict> {
+    let wrong = |message: String| Verdict::new(reason::INVALID_INTERFACE, message);
+    if spec.interfaces.is_empty() {
+        return Err(wrong(
+            "spec.interfaces: is empty; name at least one interface that leads to the fabric".into(),
+        ));
+    }
+    let mut names = Vec::with_capacity(spec.interfaces.len());
+    for (i, interface) in spec.interfaces.iter().enumerate() {
+        let name = &interface.name;
+        // What the kernel's dev_valid_name refuses.
+        let bad = name.is_empty() || name.len() > 15 || name == "." || name == "..";
+        if bad || name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
+            return Err(wrong(format!(
+                "spec.interfaces[{i}].name: `{name}` is no interface's name; see `ip link` on a node"
+            )));
+        }
+        let InterfaceMode::Move = interface.mode;
+        names.push(name.clone());
+    }
+    names.sort_unstable();
+    names.dedup();
+    Ok(names)
+}
+
+fn mtu(mtu: Option<u32>) -> Result<Option<u32>, Verdict> {
+    match mtu {
+        Some(mtu) if !(1280..=65_535).contains(&mtu) => {
+            Err(Verdict::new(reason::INVALID_MTU, format!("spec.mtu: {mtu} is not 1280 to 65535")))
+        }
+        fine => Ok(fine),
+    }
+}
+
+fn vni_range(range: Option<VniRange>) -> Result<Option<VniRange>, Verdict> {
+    match range {
+        Some(VniRange { min, max }) if min == 0 || max > VNI_MAX || min > max => Err(Verdict::new(
+            reason::INVALID_VNI_RANGE,
+            format!(
+                "spec.vniRange: {min} to {max} is no range of VNIs; min is 1 or more, max at most {VNI_MAX}, and min not above max"
+            ),
+        )),
+        fine => Ok(fine),
+    }
+}
