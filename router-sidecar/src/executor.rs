@@ -110,13 +110,13 @@ impl Run<'_> {
         let vni = op.vni(self.config);
         match result {
             Ok(()) => {
-                info!(%op, vni, "done");
+                info!(op = op.headline(), vni, "done");
                 self.outcome.made += 1;
             }
             Err(reason) => {
-                error!(%op, vni, reason, "failed");
+                error!(op = op.headline(), vni, reason, "failed");
                 self.stop(op);
-                let failure = Failure { op: op.to_string(), reason };
+                let failure = Failure { op: op.headline(), reason };
                 match vni {
                     Some(vni) => {
                         self.outcome.tenants.entry(vni).or_insert(failure);

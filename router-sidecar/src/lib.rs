@@ -3,21 +3,31 @@
 //! One straight way: [`session`] takes what is wanted, [`desired`] turns it into state, [`node`] reads what stands,
 //! [`diff`] names what is missing as [`op::Op`]s, [`executor`] runs them, and [`reconcile`] goes round and reports.
 
+pub mod agent;
+pub mod backoff;
+pub mod cleanup;
 pub mod desired;
-pub mod frr;
 pub mod diff;
 pub mod executor;
 pub mod files;
+pub mod frr;
+pub mod frr_link;
 pub mod frr_port;
 pub mod guard;
 pub mod last_good;
+pub mod lock;
 pub mod netlink;
 pub mod netns;
 pub mod node;
 pub mod observe;
 pub mod op;
+pub mod reconcile;
+pub mod report;
 pub mod rules;
+pub mod session;
+pub mod show;
 pub mod state;
+pub mod supervisor;
 pub mod sysctl;
 #[cfg(test)]
 mod testing;

@@ -1,2 +1,174 @@
-//! skeleton
-fn main() {}
+//! The command line.
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use calico_vni_router::{
+    agent, cleanup,
+    frr_link::FrrLink,
+    last_good::LastGood,
+    netns::Netns,
+    node::Node,
+    reconcile::{Settings, look},
+    show::show,
+    supervisor,
+};
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// The router sidecar of calico-vni: keeps one node's VRFs, routes, rules, guard and FRR as the controller wants them.
+#[derive(Parser)]
+#[command(name = "calico-vni-router", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How logs are written.
+    #[arg(long, global = true, value_enum, default_value = "text", env = "CALICO_VNI_LOG_FORMAT")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Makes the router's persistent network namespace.
+    #[command(
+        after_help = "Examples:\n  calico-vni-router init\n  calico-vni-router init --router-netns /run/netns/rtr1"
+    )]
+    Init {
+        #[command(flatten)]
+        netns: RouterNetns,
+    },
+    /// Runs FRR's daemons in the router's network namespace, restarts what dies, and stops them without losing a packet.
+    #[command(after_help = "Example:\n  calico-vni-router frr --router-netns /run/netns/calico-vni\n\n\
+                            Stop it with SIGTERM. Never stop FRR's daemons themselves: they take their routes with them.")]
+    Frr {
+        #[command(flatten)]
+        options: supervisor::Options,
+    },
+    /// Runs the agent.
+    #[command(
+        after_help = "Examples:\n  calico-vni-router run --node n1 --controller http://127.0.0.1:9443\n  \
+                            calico-vni-router run --node n1 --dry-run    what would it do now?\n\n\
+                            Stopping it, however it is stopped, moves no packet: everything stays as it is."
+    )]
+    Run(Run),
+    /// Shows what is wanted against what stands, by tenant, and what is outstanding.
+    #[command(after_help = "Example:\n  calico-vni-router show --node n1\n\n\
+                            The exit code is 0 if the node is in step, 1 if it is not, 2 if it cannot be read.")]
+    Show {
+        /// Kubernetes name of this node.
+        #[arg(long, env = "NODE_NAME")]
+        node: String,
+        #[command(flatten)]
+        places: Places,
+    },
+    /// Removes everything of ours from the node, and gives its interfaces back as they were.
+    #[command(after_help = "Example:\n  calico-vni-router cleanup\n\n\
+                            The agent must be stopped. It can be run again after a failure.")]
+    Cleanup {
+        #[command(flatten)]
+        places: Places,
+    },
+}
+
+#[derive(Args)]
+struct RouterNetns {
+    /// The router's network namespace.
+    #[arg(long, value_name = "PATH", default_value = "/run/netns/calico-vni")]
+    router_netns: PathBuf,
+}
+
+#[derive(Args)]
+struct Places {
+    #[command(flatten)]
+    netns: RouterNetns,
+    /// Where the sockets of FRR's daemons are.
+    #[arg(long, value_name = "DIR", default_value = "/var/run/frr/calico-vni")]
+    frr_dir: PathBuf,
+    /// Where the agent keeps what it has to know after a restart.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/calico-vni")]
+    state_dir: PathBuf,
+}
+
+#[derive(Args)]
+struct Run {
+    /// Kubernetes name of this node.
+    #[arg(long, env = "NODE_NAME")]
+    node: String,
+    /// URL of the controller.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9443")]
+    controller: String,
+    #[command(flatten)]
+    places: Places,
+    /// Seconds after which everything is looked at again though nothing was told.
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
+    resync: u64,
+    /// Prints what would be done, from the configuration taken last, and does nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logs(cli.log_format);
+    match serve(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("calico-vni-router: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn logs(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => subscriber.init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+    }
+}
+
+#[tokio::main]
+async fn serve(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Init { netns } => {
+            Netns::create(&netns.router_netns)?;
+        }
+        Command::Frr { options } => supervisor::run(options).await?,
+        Command::Run(Run { node, controller, places, resync, dry_run }) => {
+            let options = agent::Options {
+                node,
+                controller,
+                router_netns: places.netns.router_netns,
+                frr_dir: places.frr_dir,
+                state_dir: places.state_dir,
+                settings: Settings { resync: Duration::from_secs(resync), ..Settings::default() },
+            };
+            if dry_run {
+                agent::dry_run(&options).await?;
+            } else {
+                agent::run(options).await?;
+            }
+        }
+        Command::Show { node, places } => {
+            let told = LastGood::new(&places.state_dir).load(&node);
+            let host = Arc::new(Netns::current()?);
+            let router = Arc::new(Netns::open(&places.netns.router_netns)?);
+            let platform = Node::open(host, router, &places.state_dir)?;
+            let found = look(&told, &platform, &FrrLink::new(places.frr_dir)).await?;
+            let (text, in_step) = show(&node, &told, found.as_ref());
+            print!("{text}");
+            return Ok(if in_step { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Command::Cleanup { places } => {
+            let Places { netns, frr_dir, state_dir } = places;
+            cleanup::run(cleanup::Options { router_netns: netns.router_netns, frr_dir, state_dir }).await?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 use tracing::warn;
 
 use crate::{
-    desired::Desired,
+    desired::{Desired, GuardWanted},
     files,
     guard::nft::{self, Listing, NftError},
     netlink::{Client, NetlinkError, observe, write},
@@ -72,6 +72,9 @@ pub trait Platform: Send + Sync {
     /// All that stands, as far as it concerns what is wanted. FRR's part is left empty.
     fn observe(&self, desired: &Desired) -> impl Future<Output = Result<Observed, NodeError>> + Send;
 
+    /// Whether the guard is the one that is wanted.
+    fn guard_stands(&self, desired: &Desired) -> impl Future<Output = Result<bool, NodeError>> + Send;
+
     /// Makes one change; not one of FRR's.
     fn apply(&self, op: &Op) -> impl Future<Output = Result<(), NodeError>> + Send;
 }
@@ -116,7 +119,7 @@ impl Node {
     }
 
     async fn guard_seen(&self) -> Result<GuardSeen, NftError> {
-        let Some(Listing { ruleset, listed, .. }) = nft::list().await? else {
+        let Some(Listing { ruleset, listed, .. }) = nft::list(self.host.netns()).await? else {
             return Ok(GuardSeen::default());
         };
         let intact = *self.loaded.lock().await == Loaded { ruleset: ruleset.clone(), listed };
@@ -218,13 +221,22 @@ impl Platform for Node {
         })
     }
 
+    async fn guard_stands(&self, desired: &Desired) -> Result<bool, NodeError> {
+        let seen = self.guard_seen().await?;
+        Ok(match &desired.guard {
+            GuardWanted::AsItIs => true,
+            GuardWanted::Absent => !seen.present,
+            GuardWanted::Is(ruleset) => seen.digest == Some(ruleset.digest()),
+        })
+    }
+
     async fn apply(&self, op: &Op) -> Result<(), NodeError> {
         match op {
             Op::GuardLoad(ruleset) => {
-                let listing = nft::load(ruleset).await?;
+                let listing = nft::load(self.host.netns(), ruleset).await?;
                 self.remember_loaded(&listing).await;
             }
-            Op::GuardDelete => nft::delete().await?,
+            Op::GuardDelete => nft::delete(self.host.netns()).await?,
             Op::RuleAdd(rule) => write::rule_add(&self.host, rule).await?,
             Op::RuleDelete(rule) => write::rule_delete(&self.host, rule).await?,
             Op::RouteAdd(space, route) => write::route_add(self.client(*space), route).await?,

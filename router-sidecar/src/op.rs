@@ -71,6 +71,11 @@ impl Op {
             Self::Frr(change) => change.vni,
         }
     }
+
+    /// The first line of what it says: FRR's changes list all lines that they write.
+    pub fn headline(&self) -> String {
+        self.to_string().lines().next().unwrap_or_default().to_owned()
+    }
 }
 
 fn vni_of_rule(rule: &Rule, config: &NodeConfig) -> Option<u32> {
@@ -104,7 +109,7 @@ impl fmt::Display for Op {
             Self::Sysctl(space, path, value) => write!(f, "{space}: sysctl {path}={value}"),
             Self::UplinkTake(name) => write!(f, "host: uplink {name} move to router"),
             Self::UplinkReturn(name) => write!(f, "router: uplink {name} move to host"),
-            Self::Frr(change) => write!(f, "frr: {change}"),
+            Self::Frr(change) => fmt::Display::fmt(change, f),
         }
     }
 }

@@ -8,16 +8,20 @@ use std::{collections::BTreeMap, process::Stdio};
 
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
-use tokio::{io::AsyncWriteExt as _, process::Command};
+use tokio::{io::AsyncWriteExt as _, process::Command, runtime};
 
 use super::{
     Ruleset, TABLE,
     render::{Counts, render},
 };
+use crate::netns::{Netns, NetnsError};
 
 /// Why the guard could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum NftError {
+    /// The namespace cannot be entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
     /// The program could not be run.
     #[error("cannot run `nft {0}`: {1}; is the nftables package in the image?")]
     Run(String, #[source] std::io::Error),
@@ -41,9 +45,9 @@ pub struct Listing {
 }
 
 /// The table, or `None` where there is none.
-pub async fn list() -> Result<Option<Listing>, NftError> {
+pub async fn list(netns: &Netns) -> Result<Option<Listing>, NftError> {
     let args = format!("-j list table {TABLE}");
-    match run(&args, None).await {
+    match run(netns, &args, None).await {
         Ok(answer) => parse(&answer).map(Some).map_err(|e| NftError::Answer(args, e)),
         Err(NftError::Refused(_, reason)) if reason.contains("No such file or directory") => Ok(None),
         Err(error) => Err(error),
@@ -52,30 +56,36 @@ pub async fn list() -> Result<Option<Listing>, NftError> {
 
 /// Puts the ruleset in the place of what stands, in one transaction, and says how it is listed. Counters go on from
 /// where they are.
-pub async fn load(ruleset: &Ruleset) -> Result<Listing, NftError> {
-    let counts = list().await?.map(|listing| listing.counters).unwrap_or_default();
-    run("-f -", Some(&render(ruleset, &ruleset.digest(), &counts))).await?;
+pub async fn load(netns: &Netns, ruleset: &Ruleset) -> Result<Listing, NftError> {
+    let counts = list(netns).await?.map(|listing| listing.counters).unwrap_or_default();
+    run(netns, "-f -", Some(&render(ruleset, &ruleset.digest(), &counts))).await?;
     let args = || format!("-j list table {TABLE}");
-    list()
+    list(netns)
         .await?
         .ok_or_else(|| NftError::Answer(args(), "the table that was just loaded is not there".into()))
 }
 
 /// Deletes the table; none is fine too.
-pub async fn delete() -> Result<(), NftError> {
-    run("-f -", Some(&format!("table {TABLE}\ndelete table {TABLE}\n"))).await.map(drop)
+pub async fn delete(netns: &Netns) -> Result<(), NftError> {
+    run(netns, "-f -", Some(&format!("table {TABLE}\ndelete table {TABLE}\n"))).await.map(drop)
 }
 
-async fn run(args: &str, input: Option<&str>) -> Result<String, NftError> {
+async fn run(netns: &Netns, args: &str, input: Option<&str>) -> Result<String, NftError> {
     let failed = |error| NftError::Run(args.to_owned(), error);
-    let mut child = Command::new("nft")
+    let mut command = Command::new("nft");
+    command
         .args(args.split(' '))
         .env("LC_ALL", "C")
         .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
+        .kill_on_drop(true);
+    let runtime = runtime::Handle::current();
+    let mut child = netns
+        .run(|| {
+            let _inside = runtime.enter();
+            command.spawn()
+        })?
         .map_err(failed)?;
     let stdin = child.stdin.take();
     let write = async {

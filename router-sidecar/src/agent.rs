@@ -1,0 +1,146 @@
+//! Puts the agent together: the node, FRR, the kernel's events, the stream to the controller, and the loop.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::interval,
+};
+use tracing::{info, warn};
+
+use crate::{
+    frr_link::FrrLink,
+    frr_port::Frr as _,
+    last_good::{LastGood, Told},
+    lock::{Lock, LockError},
+    netlink::{NetlinkError, events},
+    netns::{Netns, NetnsError},
+    node::{Node, NodeError},
+    reconcile::{Reconciler, Settings, look},
+    report::{Health, Report},
+    session::Session,
+};
+
+/// How often FRR is asked for its sessions.
+const HEALTH: Duration = Duration::from_secs(5);
+
+/// Where things are.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Kubernetes node name.
+    pub node: String,
+    /// URL of the controller.
+    pub controller: String,
+    /// The router's network namespace.
+    pub router_netns: PathBuf,
+    /// Where FRR's sockets are.
+    pub frr_dir: PathBuf,
+    /// Where the agent keeps what it has to know after a restart.
+    pub state_dir: PathBuf,
+    /// How often it looks.
+    pub settings: Settings,
+}
+
+/// Why the agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A namespace.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The node.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The kernel's events.
+    #[error("cannot follow the kernel's events: {0}")]
+    Events(#[from] NetlinkError),
+    /// Another agent.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+}
+
+/// Runs the agent until the process is told to stop. What it set up stays as it is.
+pub async fn run(options: Options) -> Result<(), StartError> {
+    let _lock = Lock::take(&options.state_dir)?;
+    let host = Arc::new(Netns::current()?);
+    let router = Arc::new(Netns::open(&options.router_netns)?);
+    let (word, changed) = mpsc::channel(1);
+    events::follow(&host, word.clone())?;
+    events::follow(&router, word)?;
+    let platform = Node::open(host, router, &options.state_dir)?;
+
+    let last_good = LastGood::new(&options.state_dir);
+    let told = last_good.load(&options.node);
+    info!(
+        node = options.node,
+        guard = told.guard.as_ref().map(|held| tracing::field::display(held.digest)),
+        digest = told.config.as_ref().map(|held| tracing::field::display(held.digest)),
+        "agent starts"
+    );
+    let (told_sender, told) = watch::channel(told);
+    let (report_sender, report) = watch::channel(Report::default());
+    let (health_sender, health) = watch::channel(Health::default());
+    let frr = FrrLink::new(options.frr_dir.clone());
+    let reconciler = Reconciler::new(platform, frr, options.settings, told.clone(), report_sender);
+    let session = Session {
+        node: options.node,
+        controller: options.controller,
+        last_good,
+        told: told_sender,
+        report,
+        health,
+    };
+
+    tokio::select! {
+        () = reconciler.run(changed) => warn!("the loop ended"),
+        () = session.run() => warn!("the session ended"),
+        () = follow_health(FrrLink::new(options.frr_dir), told, health_sender) => warn!("health ended"),
+        () = stop_signal() => info!("stopping; what stands on the node stays as it is"),
+    }
+    Ok(())
+}
+
+/// Prints what the agent would do, from what it was told last.
+pub async fn dry_run(options: &Options) -> Result<(), StartError> {
+    let host = Arc::new(Netns::current()?);
+    let router = Arc::new(Netns::open(&options.router_netns)?);
+    let platform = Node::open(host, router, &options.state_dir)?;
+    let told = LastGood::new(&options.state_dir).load(&options.node);
+    let frr = FrrLink::new(options.frr_dir.clone());
+    match look(&told, &platform, &frr).await? {
+        None => println!("no configuration was taken from the controller so far"),
+        Some(look) => {
+            if let Some(error) = look.observed.frr_error {
+                println!("# {error}");
+            }
+            look.ops.iter().for_each(|op| println!("{op}"));
+        }
+    }
+    Ok(())
+}
+
+async fn follow_health(frr: FrrLink, told: watch::Receiver<Told>, health: watch::Sender<Health>) {
+    let mut tick = interval(HEALTH);
+    loop {
+        tick.tick().await;
+        let config = told.borrow().config.as_ref().map(|held| held.value.clone());
+        let Some(config) = config else { continue };
+        let now = match frr.sessions(&config).await {
+            Ok(sessions) => Health { frr_running: true, sessions },
+            Err(_) => Health::default(),
+        };
+        health.send_replace(now);
+    }
+}
+
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,276 @@
+//! Goes round: observe, diff, execute, observe again, report.
+//!
+//! A round is started by a new configuration, by what the kernel tells, by a guard or an FRR that no longer is what it
+//! was, by a pause that ends, and by the clock.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use calico_vni_proto::model::NodeConfig;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{sleep, sleep_until},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    backoff::Backoff,
+    desired::{Desired, desired},
+    diff::diff,
+    executor::{Failure, Outcome, execute},
+    frr_port::Frr,
+    last_good::Told,
+    node::{NodeError, Platform},
+    observe::Observed,
+    op::Op,
+    report::{Report, TenantReport},
+};
+
+/// Rounds of changes before what is left counts as failed: a change can undo another (a device that is made anew loses
+/// its routes), and then the next one puts it right.
+const ROUNDS: usize = 3;
+
+/// How often the agent looks.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Everything, though nothing was told.
+    pub resync: Duration,
+    /// The guard and FRR, which tell nothing by themselves.
+    pub poll: Duration,
+    /// How long to gather what the kernel tells.
+    pub debounce: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            resync: Duration::from_secs(15),
+            poll: Duration::from_secs(3),
+            debounce: Duration::from_millis(200),
+        }
+    }
+}
+
+/// What a look at the node found, and what it lacks.
+#[derive(Debug)]
+pub struct Look {
+    /// What is wanted.
+    pub desired: Desired,
+    /// What stands.
+    pub observed: Observed,
+    /// What is missing.
+    pub ops: Vec<Op>,
+}
+
+/// Looks once.
+pub async fn look(told: &Told, platform: &impl Platform, frr: &impl Frr) -> Result<Option<Look>, NodeError> {
+    let Some(config) = told.config.as_ref().map(|held| &held.value) else { return Ok(None) };
+    let interfaces = config.underlay.as_ref().map_or(&[][..], |underlay| &underlay.interfaces);
+    let uplinks = platform.uplinks(interfaces).await?;
+    let desired = desired(config, told.guard.as_ref().map(|held| &held.value), &uplinks);
+    let (observed, ops) = compare(&desired, platform, frr).await?;
+    Ok(Some(Look { desired, observed, ops }))
+}
+
+/// Observes, and names what is missing.
+pub async fn compare(
+    desired: &Desired,
+    platform: &impl Platform,
+    frr: &impl Frr,
+) -> Result<(Observed, Vec<Op>), NodeError> {
+    let mut observed = platform.observe(desired).await?;
+    match frr.plan(&desired.config).await {
+        Ok(changes) => observed.frr = changes,
+        Err(silent) => observed.frr_error = Some(silent.to_string()),
+    }
+    let ops = diff(desired, &observed);
+    Ok((observed, ops))
+}
+
+/// Goes round until nothing is missing or nothing more can be done, and says how it ended.
+async fn settle(
+    look: Look,
+    platform: &impl Platform,
+    frr: &impl Frr,
+    wait: impl Fn(&Op) -> bool,
+) -> Result<(Look, Outcome), NodeError> {
+    let Look { desired, mut observed, mut ops } = look;
+    let mut last = Outcome::default();
+    for _ in 0..ROUNDS {
+        if ops.is_empty() {
+            break;
+        }
+        last = execute(&ops, &desired.config, platform, frr, &wait).await;
+        (observed, ops) = compare(&desired, platform, frr).await?;
+        if last.made == 0 {
+            break;
+        }
+    }
+    Ok((Look { desired, observed, ops }, last))
+}
+
+/// How the tenants stand after a round: those for which something is still missing have an error.
+fn judge(config: &NodeConfig, observed: &Observed, left: &[Op], outcome: &Outcome) -> Vec<TenantReport> {
+    let mut of_tenant: BTreeMap<u32, String> = BTreeMap::new();
+    let mut of_node = observed.frr_error.clone();
+    for op in left {
+        let text = op.headline();
+        let failed = |failure: &Failure| (failure.op == text).then(|| failure.to_string());
+        let missing = || format!("{text}: not done yet");
+        match op.vni(config) {
+            Some(vni) => {
+                // The first failure is the cause; what was left out after it is not.
+                of_tenant
+                    .entry(vni)
+                    .or_insert_with(|| outcome.tenants.get(&vni).map_or_else(missing, ToString::to_string));
+            }
+            None if of_node.is_none() => {
+                of_node = Some(outcome.node.iter().find_map(failed).unwrap_or_else(missing));
+            }
+            None => {}
+        }
+    }
+    config
+        .tenants
+        .iter()
+        .map(|tenant| TenantReport {
+            name: tenant.name.clone(),
+            vni: tenant.vni,
+            error: of_tenant.remove(&tenant.vni).or_else(|| of_node.clone()),
+        })
+        .collect()
+}
+
+/// The agent's loop.
+pub struct Reconciler<P, F> {
+    /// The node.
+    pub platform: P,
+    /// FRR.
+    pub frr: F,
+    /// How often it looks.
+    pub settings: Settings,
+    /// What is wanted.
+    pub told: watch::Receiver<Told>,
+    /// Where the results go.
+    pub report: watch::Sender<Report>,
+    backoff: Backoff,
+}
+
+impl<P: Platform, F: Frr> Reconciler<P, F> {
+    /// One that has seen nothing yet.
+    pub fn new(
+        platform: P,
+        frr: F,
+        settings: Settings,
+        told: watch::Receiver<Told>,
+        report: watch::Sender<Report>,
+    ) -> Self {
+        Self { platform, frr, settings, told, report, backoff: Backoff::default() }
+    }
+
+    /// One round. Whatever happens in it, the next one comes.
+    pub async fn round(&mut self, now: Instant) {
+        let told = self.told.borrow_and_update().clone();
+        let Some(config) = told.config.as_ref() else { return };
+        let mut report = Report {
+            guard: told.guard.as_ref().map(|held| held.digest),
+            config: Some(config.digest),
+            tenants: vec![],
+        };
+        let node = config.value.node.as_str();
+        report.tenants = if told.guard.is_none() && !config.value.tenants.is_empty() {
+            // No tenant's route without the guard, and a guard of this node's pools alone would open all others.
+            all_failed(&config.value, "waiting for the guard from the controller")
+        } else {
+            match self.settled(&told, now).await {
+                Ok(tenants) => tenants,
+                Err(error) => {
+                    warn!(node, digest = %config.digest, %error, "the node cannot be read");
+                    all_failed(&config.value, &error.to_string())
+                }
+            }
+        };
+        self.report.send_if_modified(|last| {
+            let news = *last != report;
+            if news {
+                let failed = report.tenants.iter().filter(|tenant| tenant.error.is_some()).count();
+                info!(node, digest = %config.digest, tenants = report.tenants.len(), failed, "result");
+                *last = report;
+            }
+            news
+        });
+    }
+
+    async fn settled(&mut self, told: &Told, now: Instant) -> Result<Vec<TenantReport>, NodeError> {
+        let Some(look) = look(told, &self.platform, &self.frr).await? else { return Ok(vec![]) };
+        let waits = |op: &Op| self.backoff.waits(&op.to_string(), now);
+        let (look, outcome) = settle(look, &self.platform, &self.frr, waits).await?;
+        let tenants = judge(&look.desired.config, &look.observed, &look.ops, &outcome);
+        self.backoff.settle(look.ops.iter().map(ToString::to_string), now);
+        debug!(left = look.ops.len(), "round done");
+        Ok(tenants)
+    }
+
+    /// Whether the guard or FRR is no longer what it was told to be.
+    async fn has_drifted(&self) -> bool {
+        let told = self.told.borrow().clone();
+        let Some(config) = &told.config else { return false };
+        let guard = told.guard.as_ref().map(|held| &held.value);
+        let desired = desired(&config.value, guard, &BTreeMap::new());
+        match self.platform.guard_stands(&desired).await {
+            Ok(true) => {}
+            Ok(false) | Err(_) => return true,
+        }
+        let now = Instant::now();
+        let fresh = |change| !self.backoff.waits(&Op::Frr(change).to_string(), now);
+        match self.frr.plan(&config.value).await {
+            Ok(changes) => changes.into_iter().any(fresh),
+            Err(_) => false,
+        }
+    }
+
+    /// Goes round for ever. `changed` gets a word for what the kernel tells.
+    pub async fn run(mut self, mut changed: mpsc::Receiver<()>) {
+        loop {
+            self.round(Instant::now()).await;
+            let resync = Instant::now() + self.settings.resync;
+            loop {
+                let retry = self.backoff.next().map_or(resync, |next| next.min(resync));
+                tokio::select! {
+                    told = self.told.changed() => match told {
+                        Ok(()) => break,
+                        // Whoever could tell us something is gone: the process ends.
+                        Err(_) => return,
+                    },
+                    word = changed.recv() => {
+                        if word.is_none() {
+                            warn!("the kernel tells nothing any more; looking by the clock alone");
+                            sleep(self.settings.poll).await;
+                        }
+                        sleep(self.settings.debounce).await;
+                        while changed.try_recv().is_ok() {}
+                        break;
+                    }
+                    () = sleep_until(retry.into()) => break,
+                    () = sleep(self.settings.poll) => if self.has_drifted().await {
+                        break;
+                    },
+                }
+            }
+        }
+    }
+}
+
+fn all_failed(config: &NodeConfig, reason: &str) -> Vec<TenantReport> {
+    config
+        .tenants
+        .iter()
+        .map(|tenant| TenantReport {
+            name: tenant.name.clone(),
+            vni: tenant.vni,
+            error: Some(reason.to_owned()),
+        })
+        .collect()
+}

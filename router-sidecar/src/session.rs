@@ -1,0 +1,239 @@
+//! The stream to the controller: takes what is wanted, tells what stands.
+//!
+//! It is dialled again for ever. Nothing on the node waits for it: what was taken last stays in force.
+
+use std::{future::Future, time::Duration};
+
+use calico_vni_proto::{
+    codec::{Codec, Digest},
+    model::{Guard, NodeConfig},
+    wire::{self, from_agent, from_controller, router_client::RouterClient},
+};
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, interval, sleep},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tracing::{error, info, warn};
+
+use crate::{
+    last_good::{Held, LastGood, Told},
+    report::{Health, Report},
+};
+
+/// Shortest and longest pause before dialling again.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// How often health is looked at.
+const HEALTH: Duration = Duration::from_secs(5);
+/// How often it is sent though nothing changed.
+const HEALTH_AT_LEAST: Duration = Duration::from_secs(30);
+/// Octets of the longest message taken: a guard of 100,000 pools has about 4 MB.
+const LONGEST_MESSAGE: usize = 64 << 20;
+/// Messages to the controller that wait to be sent.
+const QUEUE: usize = 16;
+
+/// The agent's end of the stream.
+pub struct Session {
+    /// This node.
+    pub node: String,
+    /// URL of the controller.
+    pub controller: String,
+    /// Where what was taken is kept.
+    pub last_good: LastGood,
+    /// Where what was taken goes.
+    pub told: watch::Sender<Told>,
+    /// Results.
+    pub report: watch::Receiver<Report>,
+    /// FRR and its sessions.
+    pub health: watch::Receiver<Health>,
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// No connection.
+    #[error("cannot reach the controller: {0}")]
+    Connect(#[from] tonic::transport::Error),
+    /// The controller refused or the connection broke.
+    #[error("{}: {}", .0.code(), .0.message())]
+    Refused(#[from] Box<tonic::Status>),
+    /// The controller closed it.
+    #[error("the controller closed the stream")]
+    Closed,
+}
+
+impl Session {
+    /// Dials for ever.
+    pub async fn run(mut self) {
+        let mut failures: u32 = 0;
+        loop {
+            let began = Instant::now();
+            let Err(error) = self.once().await;
+            // A stream that lived past the longest pause was a good one.
+            failures = if began.elapsed() > PAUSE.1 { 0 } else { failures.saturating_add(1) };
+            let pause = pause(failures, jitter(&self.node, failures));
+            warn!(node = self.node, controller = self.controller, %error, ?pause, "dialling the controller again");
+            sleep(pause).await;
+        }
+    }
+
+    async fn once(&mut self) -> Result<std::convert::Infallible, SessionError> {
+        let mut client =
+            RouterClient::new(connect(&self.controller).await?).max_decoding_message_size(LONGEST_MESSAGE);
+        let (to_controller, queue) = mpsc::channel(QUEUE);
+        let say = |message| {
+            let to_controller = &to_controller;
+            async move {
+                let message = wire::FromAgent { message: Some(message) };
+                to_controller.send(message).await.map_err(|_| SessionError::Closed)
+            }
+        };
+        say(from_agent::Message::Hello(self.hello())).await?;
+        let mut stream = client.sync(ReceiverStream::new(queue)).await.map_err(Box::new)?.into_inner();
+        info!(node = self.node, controller = self.controller, "connected to the controller");
+
+        self.report.mark_changed();
+        let mut health_tick = interval(HEALTH);
+        let mut health_sent: Option<(Health, Instant)> = None;
+        loop {
+            tokio::select! {
+                message = stream.message() => {
+                    let message = message.map_err(Box::new)?.ok_or(SessionError::Closed)?;
+                    if let Some(message) = message.message
+                        && let Some(rejected) = self.take(message)
+                    {
+                        say(from_agent::Message::Rejected(rejected)).await?;
+                    }
+                }
+                changed = self.report.changed() => {
+                    changed.map_err(|_| SessionError::Closed)?;
+                    let applied = self.report.borrow_and_update().to_wire();
+                    if let Some(applied) = applied {
+                        say(from_agent::Message::Applied(applied)).await?;
+                    }
+                }
+                now = health_tick.tick() => {
+                    let health = self.health.borrow().clone();
+                    let due = health_sent.as_ref().is_none_or(|(sent, at)| {
+                        health.differs(sent) || now.duration_since(*at) >= HEALTH_AT_LEAST
+                    });
+                    if due {
+                        say(from_agent::Message::Health(health.to_wire())).await?;
+                        health_sent = Some((health, now));
+                    }
+                }
+            }
+        }
+    }
+
+    fn hello(&self) -> wire::Hello {
+        let told = self.told.borrow();
+        let bytes = |digest: Option<Digest>| digest.map(Digest::to_wire).unwrap_or_default();
+        wire::Hello {
+            node: self.node.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            guard_digest: bytes(told.guard.as_ref().map(|held| held.digest)),
+            config_digest: bytes(told.config.as_ref().map(|held| held.digest)),
+        }
+    }
+
+    /// Takes a message, or says why not; then what was taken before stands.
+    fn take(&self, message: from_controller::Message) -> Option<wire::Rejected> {
+        let (what, digest, taken) = match message {
+            from_controller::Message::Guard(payload) => {
+                let taken = Guard::from_payload(&payload).map_err(|e| e.to_string());
+                (
+                    "guard",
+                    payload.digest,
+                    taken.map(|(digest, value)| self.take_guard(Held { digest, value })),
+                )
+            }
+            from_controller::Message::Config(payload) => {
+                let taken = NodeConfig::from_payload(&payload).map_err(|e| e.to_string());
+                let taken = taken.and_then(|(digest, value)| {
+                    if value.node != self.node {
+                        return Err(format!(
+                            "node: `{}`: this agent is of node `{}`; give it the right --node",
+                            value.node, self.node
+                        ));
+                    }
+                    self.take_config(Held { digest, value });
+                    Ok(())
+                });
+                ("config", payload.digest, taken)
+            }
+        };
+        let reason = taken.err()?;
+        error!(
+            node = self.node,
+            digest = hex::encode(&digest),
+            what,
+            reason,
+            "refused what the controller sent"
+        );
+        Some(wire::Rejected { digest, reason })
+    }
+
+    fn take_guard(&self, held: Held<Guard>) {
+        info!(node = self.node, digest = %held.digest, tenants = held.value.tenants.len(), "took the guard");
+        if let Err(error) = self.last_good.keep_guard(&held) {
+            error!(%error, "the guard cannot be kept for the next start; is the state directory writable?");
+        }
+        self.told.send_modify(|told| told.guard = Some(held));
+    }
+
+    fn take_config(&self, held: Held<NodeConfig>) {
+        info!(node = self.node, digest = %held.digest, tenants = held.value.tenants.len(), "took the configuration");
+        if let Err(error) = self.last_good.keep_config(&held) {
+            error!(%error, "the configuration cannot be kept for the next start; is the state directory writable?");
+        }
+        self.told.send_modify(|told| told.config = Some(held));
+    }
+}
+
+fn connect(controller: &str) -> impl Future<Output = Result<Channel, tonic::transport::Error>> {
+    let endpoint = Endpoint::from_shared(controller.to_owned());
+    async move {
+        endpoint?
+            .connect_timeout(Duration::from_secs(5))
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .keep_alive_while_idle(true)
+            .connect()
+            .await
+    }
+}
+
+/// Anything between the shortest pause and one that doubles with each failure (full jitter): agents that lost their
+/// controller together do not come back together. `share` is between 0 and 1.
+fn pause(failures: u32, share: f64) -> Duration {
+    let longest = PAUSE.0.saturating_mul(2u32.saturating_pow(failures)).min(PAUSE.1);
+    PAUSE.0 + (longest.saturating_sub(PAUSE.0)).mul_f64(share)
+}
+
+/// A number between 0 and 1 that differs by node and moment. It has to be spread, not secret.
+fn jitter(node: &str, failures: u32) -> f64 {
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let hash = Sha256::digest([node.as_bytes(), &failures.to_be_bytes(), &now.to_be_bytes()].concat());
+    f64::from(u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]])) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_stay_between_their_bounds() {
+        for failures in 0..40 {
+            assert_eq!(pause(failures, 0.0), PAUSE.0);
+            assert!(pause(failures, 1.0) <= PAUSE.1);
+        }
+        assert_eq!(pause(2, 1.0), Duration::from_millis(800));
+        assert_eq!(pause(20, 1.0), PAUSE.1);
+        let (one, two) = (jitter("n1", 1), jitter("n2", 1));
+        assert!((0.0..=1.0).contains(&one) && (0.0..=1.0).contains(&two));
+    }
+}
