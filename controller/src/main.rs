@@ -1,2 +1,103 @@
-//! skeleton
-fn main() {}
+//! The controller's command line.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, bail};
+use calico_vni_controller::runtime;
+use clap::{Parser, ValueEnum};
+use kube::{Client, Config};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+
+const EXAMPLES: &str = "\
+Examples:
+  Against the cluster of the current kubeconfig, for agents on this machine:
+    calico-vni-controller --log-format text
+
+  In a pod, reachable by all agents (without TLS; only on a network that nobody else reaches):
+    calico-vni-controller --grpc-listen 0.0.0.0:9443 --insecure
+
+The API server is found by KUBECONFIG, ~/.kube/config or, in a pod, its service account.";
+
+/// Puts annotated Calico IPPools into the VRFs of an EVPN fabric: reads intent from the API server, writes Calico's BGP
+/// objects, and tells every node's router what to carry.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES)]
+struct Args {
+    /// Address and port that agents dial.
+    #[arg(long, env = "CALICO_VNI_GRPC_LISTEN", default_value = "127.0.0.1:9443", value_name = "ADDRESS")]
+    grpc_listen: SocketAddr,
+
+    /// Listen on an address that others can reach, without TLS: whoever reaches it can speak for any node.
+    #[arg(long, env = "CALICO_VNI_INSECURE")]
+    insecure: bool,
+
+    /// How logs are written.
+    #[arg(long, env = "CALICO_VNI_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+
+    /// What is logged, as tracing's directives: a level, or `target=level` parted by commas.
+    #[arg(long, env = "CALICO_VNI_LOG", default_value = "info", value_name = "DIRECTIVES")]
+    log: EnvFilter,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let logs = tracing_subscriber::fmt().with_env_filter(args.log).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => logs.init(),
+        LogFormat::Json => logs.json().flatten_event(true).init(),
+    }
+    if !args.grpc_listen.ip().is_loopback() {
+        if !args.insecure {
+            bail!(
+                "--grpc-listen {}: others can reach that address and the connection has no TLS; add --insecure if that is meant",
+                args.grpc_listen
+            );
+        }
+        warn!(address = %args.grpc_listen, "agents are served without TLS: whoever reaches this address can speak for any node");
+    }
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        bail!("another TLS provider was installed before");
+    }
+    let config = Config::infer()
+        .await
+        .context("no API server: set KUBECONFIG, or run in a pod with a service account")?;
+    info!(api_server = %config.cluster_url, version = env!("CARGO_PKG_VERSION"), "starting");
+    let client = Client::try_from(config).context("the API server's configuration cannot be used")?;
+    let listener = TcpListener::bind(args.grpc_listen)
+        .await
+        .with_context(|| format!("--grpc-listen {}: cannot listen there", args.grpc_listen))?;
+    info!(address = %listener.local_addr()?, "agents may dial");
+
+    let shutdown = CancellationToken::new();
+    tokio::spawn(stop_on_signal(shutdown.clone())?);
+    runtime::run(client, listener, shutdown).await?;
+    info!("stopped");
+    Ok(())
+}
+
+/// Ends the controller in good order: what was written stands, agents reconnect to whoever comes next.
+fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => info!("SIGTERM: stopping"),
+            _ = interrupt.recv() => info!("SIGINT: stopping"),
+        }
+        shutdown.cancel();
+    })
+}

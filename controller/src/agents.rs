@@ -1,0 +1,362 @@
+//! The connected agents: what each has said last, and what each is offered. No I/O.
+//!
+//! An offer goes through a watch channel of its own, so that a slow agent gets the newest and never holds up others.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use calico_vni_planner::snapshot::{Agent, Session as BgpSession};
+use calico_vni_proto::{codec::Digest, wire};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// An encoded message with its digest, shared by all that are offered it.
+#[derive(Clone, Debug)]
+pub struct Offered {
+    /// Names the bytes.
+    pub digest: Digest,
+    /// As it goes over the wire.
+    pub payload: Arc<wire::Payload>,
+}
+
+impl PartialEq for Offered {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
+}
+
+/// What a node should hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Offer {
+    /// All tenant pools; the same for every node.
+    pub guard: Offered,
+    /// The node's own part.
+    pub config: Offered,
+}
+
+/// All connected agents, by node.
+pub struct Agents {
+    inner: Mutex<Inner>,
+    changed: Arc<Notify>,
+    shutdown: CancellationToken,
+}
+
+#[derive(Default)]
+struct Inner {
+    sessions: u64,
+    connected: BTreeMap<String, Connected>,
+    offers: BTreeMap<String, Offer>,
+}
+
+struct Connected {
+    session: u64,
+    offer: watch::Sender<Option<Offer>>,
+    ended: CancellationToken,
+    agent: Agent,
+    /// Until the first result nothing is known of the node, and what stands for it has to stay.
+    has_said: bool,
+    rejected: Option<(Digest, String)>,
+}
+
+/// One stream of an agent. Dropping it takes the agent off the table.
+pub struct Session {
+    agents: Arc<Agents>,
+    id: u64,
+    /// Node of the agent.
+    pub node: String,
+    /// What the node should hold; `None` while it is unknown.
+    pub offers: watch::Receiver<Option<Offer>>,
+    /// Cancelled when another stream takes this one's place, and at shutdown.
+    pub ended: CancellationToken,
+}
+
+impl Agents {
+    /// An empty table. `changed` is told when something was said that a plan depends on.
+    pub fn new(changed: Arc<Notify>, shutdown: CancellationToken) -> Arc<Self> {
+        Arc::new(Self { inner: Mutex::default(), changed, shutdown })
+    }
+
+    /// A new stream of that node's agent. An older one ends: the node was restarted, or its connection was lost on one
+    /// side alone.
+    pub fn join(self: &Arc<Self>, node: &str, version: &str) -> Session {
+        let mut inner = self.lock();
+        inner.sessions += 1;
+        let id = inner.sessions;
+        let (offer, offers) = watch::channel(inner.offers.get(node).cloned());
+        let ended = self.shutdown.child_token();
+        let known = inner.offers.contains_key(node);
+        let connected = Connected {
+            session: id,
+            offer,
+            ended: ended.clone(),
+            agent: Agent::default(),
+            has_said: false,
+            rejected: None,
+        };
+        match inner.connected.insert(node.to_owned(), connected) {
+            Some(older) => {
+                older.ended.cancel();
+                warn!(
+                    node,
+                    version, "the agent connected again while its former stream was open; that one ends"
+                );
+            }
+            None => info!(node, version, known, "agent connected"),
+        }
+        drop(inner);
+        Session { agents: Arc::clone(self), id, node: node.to_owned(), offers, ended }
+    }
+
+    /// What the agents have said, for the planner. An agent that has given no result yet is left out.
+    pub fn said(&self) -> BTreeMap<String, Agent> {
+        let inner = self.lock();
+        let said = inner.connected.iter().filter(|(_, connected)| connected.has_said);
+        said.map(|(node, connected)| {
+            let mut agent = connected.agent.clone();
+            // A refusal counts as long as what was refused is still wanted.
+            agent.rejected = connected.rejected.as_ref().and_then(|(digest, reason)| {
+                let offer = inner.offers.get(node)?;
+                (offer.config.digest == *digest || offer.guard.digest == *digest).then(|| reason.clone())
+            });
+            (node.clone(), agent)
+        })
+        .collect()
+    }
+
+    /// Puts up what each known node should hold; whoever waits for it learns only what is new to it.
+    pub fn offer(&self, offers: BTreeMap<String, Offer>) {
+        let mut inner = self.lock();
+        for (node, connected) in &inner.connected {
+            let wanted = offers.get(node);
+            let sent = connected.offer.send_if_modified(|current| {
+                let differs = current.as_ref() != wanted;
+                if differs {
+                    *current = wanted.cloned();
+                }
+                differs
+            });
+            if let (true, Some(offer)) = (sent, wanted) {
+                info!(node, digest = %offer.config.digest, guard = %offer.guard.digest, "offered");
+            }
+        }
+        inner.offers = offers;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing under this lock can panic half-way through a change.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Session {
+    /// What stands on the node after it applied and read back.
+    pub fn applied(&self, applied: wire::Applied) {
+        let digest = Digest::from_wire(&applied.config_digest);
+        let guard = Digest::from_wire(&applied.guard_digest);
+        let (failed, programmed): (Vec<_>, Vec<_>) =
+            applied.tenants.into_iter().partition(|t| !t.error.is_empty());
+        for result in &failed {
+            warn!(
+                node = self.node,
+                tenant = result.name,
+                vni = result.vni,
+                error = result.error,
+                "not programmed"
+            );
+        }
+        info!(
+            node = self.node,
+            digest = digest.map(tracing::field::display),
+            programmed = programmed.len(),
+            failed = failed.len(),
+            "applied"
+        );
+        self.update(|connected| {
+            connected.has_said = true;
+            connected.agent.programmed = programmed.into_iter().map(|t| (t.name, t.vni)).collect();
+            connected.agent.failed = failed.into_iter().map(|t| (t.name, t.error)).collect();
+            let taken = |d: &Digest| Some(*d) == digest || Some(*d) == guard;
+            if connected.rejected.as_ref().is_some_and(|(refused, _)| taken(refused)) {
+                connected.rejected = None;
+            }
+        });
+    }
+
+    /// A payload that the node could not take at all; what stood before still stands.
+    pub fn rejected(&self, rejected: wire::Rejected) {
+        let Some(digest) = Digest::from_wire(&rejected.digest) else {
+            warn!(
+                node = self.node,
+                reason = rejected.reason,
+                "the agent refused something and named no digest"
+            );
+            return;
+        };
+        warn!(node = self.node, %digest, reason = rejected.reason, "refused by the agent");
+        self.update(|connected| {
+            connected.has_said = true;
+            connected.rejected = Some((digest, rejected.reason));
+        });
+    }
+
+    /// State of FRR and of its sessions.
+    pub fn health(&self, health: wire::Health) {
+        self.update(|connected| {
+            connected.agent.frr_running = health.frr_running;
+            connected.agent.sessions = health
+                .sessions
+                .into_iter()
+                .map(|s| BgpSession {
+                    tenant: (!s.tenant.is_empty()).then_some(s.tenant),
+                    peer: s.peer,
+                    established: s.established,
+                    prefixes_received: s.prefixes_received,
+                })
+                .collect();
+            // Its order means nothing.
+            connected.agent.sessions.sort_by(|a, b| (&a.tenant, &a.peer).cmp(&(&b.tenant, &b.peer)));
+        });
+    }
+
+    /// Changes this session's entry, and calls for a plan if that made a difference.
+    fn update(&self, change: impl FnOnce(&mut Connected)) {
+        let mut inner = self.agents.lock();
+        let Some(connected) = inner.connected.get_mut(&self.node).filter(|c| c.session == self.id) else {
+            return;
+        };
+        let before = (connected.has_said, connected.agent.clone(), connected.rejected.clone());
+        change(connected);
+        let differs = before != (connected.has_said, connected.agent.clone(), connected.rejected.clone());
+        drop(inner);
+        if differs {
+            self.agents.changed.notify_one();
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let mut inner = self.agents.lock();
+        if inner.connected.get(&self.node).is_some_and(|c| c.session == self.id) {
+            inner.connected.remove(&self.node);
+            drop(inner);
+            info!(node = self.node, "agent disconnected");
+            self.agents.changed.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    pub(crate) fn offered(body: &[u8]) -> Offered {
+        let digest = Digest::of(body);
+        Offered { digest, payload: Arc::new(wire::Payload { digest: digest.to_wire(), body: body.to_vec() }) }
+    }
+
+    pub(crate) fn offer(guard: &[u8], config: &[u8]) -> Offer {
+        Offer { guard: offered(guard), config: offered(config) }
+    }
+
+    fn table() -> (Arc<Agents>, Arc<Notify>) {
+        let changed = Arc::new(Notify::new());
+        (Agents::new(changed.clone(), CancellationToken::new()), changed)
+    }
+
+    fn signalled(changed: &Notify) -> bool {
+        changed.notified().now_or_never().is_some()
+    }
+
+    fn applied(config: &[u8], tenants: &[(&str, u32, &str)]) -> wire::Applied {
+        wire::Applied {
+            config_digest: Digest::of(config).to_wire(),
+            guard_digest: Digest::of(b"g").to_wire(),
+            tenants: tenants
+                .iter()
+                .map(|(name, vni, error)| wire::TenantResult {
+                    name: (*name).into(),
+                    vni: *vni,
+                    error: (*error).into(),
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn an_agent_counts_from_its_first_result_and_only_changes_call_for_a_plan() {
+        let (agents, changed) = table();
+        let session = agents.join("n1", "1");
+        session.health(wire::Health { frr_running: true, sessions: vec![] });
+        assert!(agents.said().is_empty());
+        assert!(signalled(&changed));
+
+        session.applied(applied(b"a", &[("red", 1001, ""), ("blue", 1002, "no device")]));
+        assert!(signalled(&changed));
+        let agent = &agents.said()["n1"];
+        assert!(agent.frr_running);
+        assert_eq!(agent.programmed, [("red".to_owned(), 1001)].into());
+        assert_eq!(agent.failed["blue"], "no device");
+
+        session.applied(applied(b"a", &[("red", 1001, ""), ("blue", 1002, "no device")]));
+        assert!(!signalled(&changed), "the same result again is no news");
+
+        drop(session);
+        assert!(signalled(&changed));
+        assert!(agents.said().is_empty());
+    }
+
+    #[test]
+    fn a_second_stream_takes_the_place_of_the_first() {
+        let (agents, changed) = table();
+        let first = agents.join("n1", "1");
+        first.applied(applied(b"a", &[("red", 1001, "")]));
+        let second = agents.join("n1", "1");
+        assert!(first.ended.is_cancelled());
+        second.applied(applied(b"a", &[("blue", 1002, "")]));
+        first.applied(applied(b"a", &[]));
+        drop(first);
+        assert_eq!(agents.said()["n1"].programmed, [("blue".to_owned(), 1002)].into());
+        assert!(!second.ended.is_cancelled());
+        assert!(signalled(&changed));
+    }
+
+    #[test]
+    fn a_refusal_counts_while_what_was_refused_is_wanted() {
+        let (agents, _) = table();
+        agents.offer([("n1".to_owned(), offer(b"g", b"bad"))].into());
+        let session = agents.join("n1", "1");
+        session.rejected(wire::Rejected { digest: Digest::of(b"bad").to_wire(), reason: "cannot".into() });
+        assert_eq!(agents.said()["n1"].rejected.as_deref(), Some("cannot"));
+        session.applied(applied(b"old", &[]));
+        assert_eq!(
+            agents.said()["n1"].rejected.as_deref(),
+            Some("cannot"),
+            "an older result settles nothing"
+        );
+        agents.offer([("n1".to_owned(), offer(b"g", b"good"))].into());
+        assert_eq!(agents.said()["n1"].rejected, None);
+        agents.offer([("n1".to_owned(), offer(b"g", b"bad"))].into());
+        session.applied(applied(b"bad", &[]));
+        assert_eq!(agents.said()["n1"].rejected, None);
+    }
+
+    #[test]
+    fn offers_reach_known_nodes_and_only_when_they_differ() {
+        let (agents, _) = table();
+        let mut early = agents.join("n1", "1");
+        assert!(early.offers.borrow_and_update().is_none());
+        agents.offer([("n1".to_owned(), offer(b"g", b"1"))].into());
+        assert!(early.offers.has_changed().unwrap());
+        assert_eq!(*early.offers.borrow_and_update(), Some(offer(b"g", b"1")));
+        agents.offer([("n1".to_owned(), offer(b"g", b"1"))].into());
+        assert!(!early.offers.has_changed().unwrap());
+        let late = agents.join("n1", "1");
+        assert_eq!(*late.offers.borrow(), Some(offer(b"g", b"1")));
+    }
+}

@@ -1,0 +1,254 @@
+//! Plan against cluster: the writes that are missing. Pure.
+//!
+//! Each function gives the writes of one stage; [`super::Applier`] carries the stages out in order. An object that is
+//! right gives no write, so a cluster that is right gives none at all.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use calico_vni_crds::{
+    Tenant,
+    calico::{BgpPeer, Calico, CalicoSpec},
+    keys,
+};
+use calico_vni_planner::{
+    Plan,
+    plan::{About, Notice},
+};
+use kube::{ResourceExt, core::DynamicObject};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::write::{Identity, Version, Write};
+use crate::observe::Observed;
+
+/// Specs that the API server made of ours: what was wanted, and what it holds since.
+pub type Settled = BTreeMap<(&'static str, String), (Value, Value)>;
+
+/// Tenants to be made.
+pub fn new_tenants(plan: &Plan, observed: &Observed) -> Vec<Write> {
+    let standing: BTreeSet<_> = observed.snapshot.tenants.iter().map(ResourceExt::name_any).collect();
+    let missing = plan.tenants.iter().filter(|(name, _)| !standing.contains(*name));
+    missing.map(|(_, tenant)| Write::CreateTenant(Box::new(tenant.clone()))).collect()
+}
+
+/// What has to be in the cluster before it is used.
+pub fn allocations(plan: &Plan, observed: &Observed) -> Vec<Write> {
+    let tenants = observed.snapshot.tenants.iter().filter_map(|tenant| {
+        let allocation = *plan.allocations.tenants.get(&tenant.name_any())?;
+        Some(Write::AllocateTenant {
+            at: Version::of(tenant),
+            uid: tenant.uid().unwrap_or_default(),
+            allocation,
+        })
+    });
+    let nodes = observed.snapshot.nodes.iter().filter_map(|node| {
+        let index = *plan.allocations.nodes.get(&node.name_any())?;
+        Some(Write::AllocateNode { at: Identity::of(node), index })
+    });
+    tenants.chain(nodes).collect()
+}
+
+/// Finalizers of Tenants that are in use.
+pub fn holds(plan: &Plan, observed: &Observed) -> Vec<Write> {
+    let without = |tenant: &&Tenant| {
+        plan.finalizers.contains(&tenant.name_any())
+            && !tenant.finalizers().iter().any(|f| f == keys::FINALIZER)
+    };
+    let hold = |tenant: &Tenant| {
+        let mut finalizers = tenant.finalizers().to_vec();
+        finalizers.push(keys::FINALIZER.to_owned());
+        Write::SetFinalizers { at: Version::of(tenant), finalizers, held: true }
+    };
+    observed.snapshot.tenants.iter().filter(without).map(hold).collect()
+}
+
+/// Ready labels of Nodes: those that are missing, wrong, or too many.
+pub fn labels(plan: &Plan, observed: &Observed) -> Vec<Write> {
+    let of_node = |node: &k8s_openapi::api::core::v1::Node| {
+        let wanted = plan.labels.get(&node.name_any())?;
+        let mut labels: BTreeMap<String, Option<String>> = node
+            .labels()
+            .keys()
+            .filter(|key| {
+                key.strip_prefix(keys::READY_LABEL_PREFIX).is_some_and(|tenant| !wanted.contains(tenant))
+            })
+            .map(|key| (key.clone(), None))
+            .collect();
+        for key in wanted.iter().map(|tenant| keys::ready_label(tenant)) {
+            if node.labels().get(&key).is_none_or(|value| value != keys::READY) {
+                labels.insert(key, Some(keys::READY.to_owned()));
+            }
+        }
+        (!labels.is_empty()).then(|| Write::LabelNode { at: Identity::of(node), labels })
+    };
+    observed.snapshot.nodes.iter().filter_map(of_node).collect()
+}
+
+/// BGPPeers of ours that the plan does not hold.
+pub fn surplus_peers(plan: &Plan, observed: &Observed) -> Vec<Write> {
+    surplus(&plan.peers, &observed.peers).map(Write::DeletePeer).collect()
+}
+
+/// BGPFilters of ours that the plan does not hold and that no BGPPeer which still stands goes by: BIRD would talk to
+/// such a peer without any filter.
+pub fn surplus_filters(plan: &Plan, observed: &Observed) -> Vec<Write> {
+    let in_use: BTreeSet<_> = observed.peers.values().flat_map(|peer| filters_of(peer)).collect();
+    surplus(&plan.filters, &observed.filters)
+        .filter(|at| !in_use.contains(&at.name))
+        .map(Write::DeleteFilter)
+        .collect()
+}
+
+fn surplus<T>(
+    wanted: &BTreeMap<String, T>,
+    standing: &BTreeMap<String, Arc<DynamicObject>>,
+) -> impl Iterator<Item = Identity> {
+    standing
+        .values()
+        .filter(|object| {
+            is_ours(object)
+                && !wanted.contains_key(&object.name_any())
+                && object.metadata.deletion_timestamp.is_none()
+        })
+        .map(|object| Identity::of(object.as_ref()))
+}
+
+/// BGPFilters that are missing or not as they should be.
+pub fn filters(plan: &Plan, observed: &Observed, settled: &Settled) -> Puts {
+    let mut puts = Puts::default();
+    for filter in plan.filters.values() {
+        puts.compare("BGPFilter", filter, observed.filters.get(filter.name()), settled, |object| {
+            Write::PutFilter(Box::new(object))
+        });
+    }
+    puts
+}
+
+/// BGPPeers that are missing or not as they should be.
+pub fn peers(plan: &Plan, observed: &Observed, settled: &Settled) -> Puts {
+    let mut puts = Puts::default();
+    for peer in plan.peers.values() {
+        let filters: BTreeSet<_> = peer.spec.filters.iter().flatten().cloned().collect();
+        puts.compare("BGPPeer", peer, observed.peers.get(peer.name()), settled, |object| Write::PutPeer {
+            peer: Box::new(object),
+            filters,
+        });
+    }
+    puts
+}
+
+/// Finalizers of Tenants that are finished.
+pub fn releases(plan: &Plan, observed: &Observed) -> Vec<Write> {
+    let finished = |tenant: &&Tenant| {
+        plan.finished_tenants.contains(&tenant.name_any())
+            && tenant.finalizers().iter().any(|f| f == keys::FINALIZER)
+    };
+    let release = |tenant: &Tenant| {
+        let finalizers = tenant.finalizers().iter().filter(|f| *f != keys::FINALIZER).cloned().collect();
+        Write::SetFinalizers { at: Version::of(tenant), finalizers, held: false }
+    };
+    observed.snapshot.tenants.iter().filter(finished).map(release).collect()
+}
+
+/// Tenants that no pool names any more.
+pub fn surplus_tenants(plan: &Plan, observed: &Observed) -> Vec<Write> {
+    let surplus = |tenant: &&Tenant| {
+        plan.tenants_to_delete.contains(&tenant.name_any()) && tenant.metadata.deletion_timestamp.is_none()
+    };
+    observed
+        .snapshot
+        .tenants
+        .iter()
+        .filter(surplus)
+        .map(|tenant| Write::DeleteTenant(Identity::of(tenant)))
+        .collect()
+}
+
+/// Names of the filters that a BGPPeer goes by.
+pub fn filters_of(peer: &DynamicObject) -> Vec<String> {
+    let names = peer.data.pointer("/spec/filters").and_then(Value::as_array);
+    names.into_iter().flatten().filter_map(|name| name.as_str().map(ToOwned::to_owned)).collect()
+}
+
+/// Whether the controller made it. The name alone says nothing: users may begin names as they like.
+pub fn is_ours(object: &DynamicObject) -> bool {
+    labels_as_calico_reads(object).get(keys::MANAGED_BY).is_some_and(|by| by == keys::MANAGED_BY_TENANT)
+}
+
+fn labels_as_calico_reads(object: &DynamicObject) -> BTreeMap<String, String> {
+    // The kind makes no difference to where Calico keeps labels.
+    BgpPeer { types: None, metadata: object.metadata.clone(), spec: Default::default() }.labels()
+}
+
+/// Writes for objects that are wholly ours.
+#[derive(Debug, Default)]
+pub struct Puts {
+    /// What is missing.
+    pub writes: Vec<Write>,
+    /// Objects that will not be written, since somebody else's has the name.
+    pub blocked: BTreeSet<String>,
+    /// What users have to be told of them.
+    pub notices: BTreeSet<Notice>,
+}
+
+impl Puts {
+    fn compare<S: CalicoSpec + Serialize>(
+        &mut self,
+        kind: &'static str,
+        wanted: &Calico<S>,
+        standing: Option<&Arc<DynamicObject>>,
+        settled: &Settled,
+        write: impl FnOnce(DynamicObject) -> Write,
+    ) {
+        let name = wanted.name();
+        let spec = serde_json::to_value(&wanted.spec).expect("a spec is plain data");
+        let Some(standing) = standing else {
+            self.writes.push(write(dynamic(wanted, &spec)));
+            return;
+        };
+        if !is_ours(standing) {
+            self.blocked.insert(name.to_owned());
+            self.notices.extend(name_taken(kind, name, wanted.metadata.labels.as_ref()));
+            return;
+        }
+        let held = standing.data.get("spec").unwrap_or(&Value::Null);
+        let right = *held == spec
+            || settled.get(&(kind, name.to_owned())).is_some_and(|(from, to)| *from == spec && to == held);
+        let labels = labels_as_calico_reads(standing);
+        let labelled = wanted.labels().iter().all(|(key, value)| labels.get(key) == Some(value));
+        // One that is being deleted comes again when it is gone.
+        if (right && labelled) || standing.metadata.deletion_timestamp.is_some() {
+            return;
+        }
+        let mut object = dynamic(wanted, &spec);
+        let ours = std::mem::take(&mut object.metadata.labels).unwrap_or_default();
+        object.metadata = standing.metadata.clone();
+        object.labels_mut().extend(ours);
+        if !labelled {
+            // Calico's JSON would win over the labels beside it; all that it could hold is ours to say.
+            object.annotations_mut().remove(keys::CALICO_METADATA);
+        }
+        self.writes.push(write(object));
+    }
+}
+
+fn dynamic<S: CalicoSpec>(wanted: &Calico<S>, spec: &Value) -> DynamicObject {
+    DynamicObject {
+        types: wanted.types.clone(),
+        metadata: wanted.metadata.clone(),
+        data: json!({ "spec": spec }),
+    }
+}
+
+fn name_taken(kind: &str, name: &str, labels: Option<&BTreeMap<String, String>>) -> Option<Notice> {
+    let tenant = labels?.get(keys::OWNER)?.clone();
+    let message = format!(
+        "{kind} {name} exists and was not made by calico-vni (label {}={} is missing): it is left alone, and the tenant is not announced; rename it or delete it",
+        keys::MANAGED_BY,
+        keys::MANAGED_BY_TENANT
+    );
+    Some(Notice { about: About::Tenant(tenant), reason: "NameTaken".to_owned(), message })
+}

@@ -1,0 +1,20 @@
+//! The controller: observe → plan → apply → publish → report.
+//!
+//! - [`detect`]: which group serves Calico's kinds.
+//! - [`observe`]: reflectors, and the snapshot taken from them.
+//! - [`apply`]: the difference between plan and cluster as typed writes, and what carries them out.
+//! - [`agents`], [`publish`], [`grpc`]: what connected routers said, what each is offered, the service between them.
+//! - [`status`], [`events`]: what users are told.
+//! - [`runtime`]: the wiring and the one loop.
+//!
+//! Planning itself is the `calico-vni-planner` crate; nothing here decides what a tenant gets.
+
+pub mod agents;
+pub mod apply;
+pub mod detect;
+pub mod events;
+pub mod grpc;
+pub mod observe;
+pub mod publish;
+pub mod runtime;
+pub mod status;

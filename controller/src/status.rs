@@ -1,0 +1,121 @@
+//! Statuses of Tenants and Underlays: which have to be written, with the right times in their conditions. Pure; the
+//! time is passed in.
+
+use calico_vni_crds::{TenantStatus, UnderlayStatus};
+use calico_vni_planner::{Plan, Snapshot};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::ResourceExt;
+
+use crate::apply::write::{Version, Write};
+
+/// The statuses that differ from what stands by more than a time.
+pub fn reports(plan: &Plan, snapshot: &Snapshot, now: Timestamp) -> Vec<Write> {
+    let tenants = snapshot.tenants.iter().filter_map(|tenant| {
+        let planned = plan.tenant_status.get(&tenant.name_any())?;
+        let status = Box::new(tenant_status(planned, tenant.status.as_ref(), now)?);
+        Some(Write::TenantStatus { at: Version::of(tenant), status })
+    });
+    let underlays = snapshot.underlays.iter().filter_map(|underlay| {
+        let planned = plan.underlay_status.get(&underlay.name_any())?;
+        let status = Box::new(underlay_status(planned, underlay.status.as_ref(), now)?);
+        Some(Write::UnderlayStatus { at: Version::of(underlay), status })
+    });
+    tenants.chain(underlays).collect()
+}
+
+/// The status to write; `None` when the standing one says the same. An allocation that stands is never taken back.
+fn tenant_status(
+    planned: &TenantStatus,
+    standing: Option<&TenantStatus>,
+    now: Timestamp,
+) -> Option<TenantStatus> {
+    let mut status = planned.clone();
+    if let Some(standing) = standing {
+        status.vni = status.vni.or(standing.vni);
+        status.link_index = status.link_index.or(standing.link_index);
+    }
+    date(&mut status.conditions, standing.map_or(&[], |s| &s.conditions), now);
+    (standing != Some(&status)).then_some(status)
+}
+
+fn underlay_status(
+    planned: &UnderlayStatus,
+    standing: Option<&UnderlayStatus>,
+    now: Timestamp,
+) -> Option<UnderlayStatus> {
+    let mut status = planned.clone();
+    date(&mut status.conditions, standing.map_or(&[], |s| &s.conditions), now);
+    (standing != Some(&status)).then_some(status)
+}
+
+/// A condition whose status is as before keeps its time, whatever else it says now.
+fn date(conditions: &mut [Condition], standing: &[Condition], now: Timestamp) {
+    for condition in conditions {
+        let before = standing.iter().find(|c| c.type_ == condition.type_ && c.status == condition.status);
+        condition.last_transition_time = before.map_or(Time(now), |c| c.last_transition_time.clone());
+    }
+}
+
+/// What a Tenant's users wait for, as far as it is so.
+pub fn true_conditions(status: &TenantStatus) -> Vec<&Condition> {
+    let awaited =
+        |c: &&Condition| matches!(c.type_.as_str(), "Accepted" | "Programmed") && c.status == "True";
+    status.conditions.iter().filter(awaited).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn condition(kind: &str, status: &str, message: &str, at: i64) -> Condition {
+        Condition {
+            type_: kind.into(),
+            status: status.into(),
+            reason: "R".into(),
+            message: message.into(),
+            observed_generation: Some(1),
+            last_transition_time: Time(Timestamp::from_second(at).unwrap()),
+        }
+    }
+
+    fn status(conditions: Vec<Condition>) -> TenantStatus {
+        TenantStatus { vni: Some(1001), link_index: Some(1), conditions, ..TenantStatus::default() }
+    }
+
+    #[test]
+    fn times_alone_are_no_difference() {
+        let standing = status(vec![condition("Accepted", "True", "ok", 100)]);
+        let planned = status(vec![condition("Accepted", "True", "ok", 0)]);
+        let now = Timestamp::from_second(200).unwrap();
+        assert_eq!(tenant_status(&planned, Some(&standing), now), None);
+        assert_eq!(
+            tenant_status(&planned, None, now),
+            Some(status(vec![condition("Accepted", "True", "ok", 200)]))
+        );
+    }
+
+    #[test]
+    fn a_time_changes_with_the_status_not_with_the_words() {
+        let standing = status(vec![
+            condition("Accepted", "True", "ok", 100),
+            condition("Programmed", "False", "0/1", 100),
+        ]);
+        let planned =
+            status(vec![condition("Accepted", "True", "fine", 0), condition("Programmed", "True", "1/1", 0)]);
+        let written = tenant_status(&planned, Some(&standing), Timestamp::from_second(200).unwrap()).unwrap();
+        assert_eq!(written.conditions[0], condition("Accepted", "True", "fine", 100));
+        assert_eq!(written.conditions[1], condition("Programmed", "True", "1/1", 200));
+        let so: Vec<_> = true_conditions(&written).into_iter().map(|c| c.type_.as_str()).collect();
+        assert_eq!(so, ["Accepted", "Programmed"]);
+        assert_eq!(true_conditions(&standing).len(), 1);
+    }
+
+    #[test]
+    fn an_allocation_is_never_lost() {
+        let standing = status(vec![]);
+        let planned = TenantStatus { prefixes: Some(3), ..TenantStatus::default() };
+        let written = tenant_status(&planned, Some(&standing), Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!((written.vni, written.link_index, written.prefixes), (Some(1001), Some(1), Some(3)));
+    }
+}
