@@ -21,6 +21,8 @@ pub struct Certs {
     pub server_key: PathBuf,
     /// Key that service account tokens are signed by.
     pub service_account_key: PathBuf,
+    /// Its public half, which they are checked by.
+    pub service_account_public: PathBuf,
     secret: String,
 }
 
@@ -47,11 +49,13 @@ pub fn write(dir: &Path) -> Result<Certs> {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
         Ok(path)
     };
+    let service_account = KeyPair::generate()?;
     Ok(Certs {
         ca: put("ca.crt", &ca.pem())?,
         server_cert: put("server.crt", &server.pem())?,
         server_key: put("server.key", &key.serialize_pem())?,
-        service_account_key: put("service-account.key", &KeyPair::generate()?.serialize_pem())?,
+        service_account_key: put("service-account.key", &service_account.serialize_pem())?,
+        service_account_public: put("service-account.pub", &service_account.public_key_pem())?,
         // A token has to be hard to guess for others on this machine; a fresh key is that.
         secret: hex::encode(&KeyPair::generate()?.public_key_raw()[1..17]),
     })

@@ -112,7 +112,7 @@ impl ApiSide {
         for (flag, file) in [
             ("--tls-cert-file", &certs.server_cert),
             ("--tls-private-key-file", &certs.server_key),
-            ("--service-account-key-file", &certs.service_account_key),
+            ("--service-account-key-file", &certs.service_account_public),
             ("--service-account-signing-key-file", &certs.service_account_key),
             ("--token-auth-file", &tokens),
         ] {
