@@ -1,0 +1,92 @@
+//! The lab as scenarios see it: everything started, in words that read like what they do.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use futures::future::try_join_all;
+
+use crate::{
+    leaf,
+    nodes::{client::Nodes, protocol::Command},
+    paths,
+    site::{Mode, Site},
+    step,
+    topology::{self, Batch, Node},
+};
+
+/// A running lab. Dropping it ends all that it started.
+pub struct Lab {
+    /// Where the nodes are.
+    pub site: Site,
+    /// The cluster's nodes.
+    pub members: Vec<Node>,
+    /// Logs and data of this run.
+    pub directory: PathBuf,
+}
+
+impl Lab {
+    /// Starts everything, in the order of need.
+    pub async fn start() -> Result<Self> {
+        let directory = run_directory()?;
+        let site = Site::start(Mode::choose().await?, &directory).await?;
+        let members = vec![Node::new(1), Node::new(2)];
+        let lab = Self { site, members, directory };
+        lab.network().await?;
+        leaf::start(lab.nodes(), &lab.members).await?;
+        step!("leaf ready: ASN {}, VTEP {}", topology::LEAF_ASN, topology::LEAF_VTEP);
+        Ok(lab)
+    }
+
+    /// The node side.
+    pub fn nodes(&self) -> &Nodes {
+        &self.site.nodes
+    }
+
+    async fn network(&self) -> Result<()> {
+        let (make, batches) = topology::base(&self.members);
+        apply(self.nodes(), make, batches).await?;
+        try_join_all(self.members.iter().map(|node| self.reverse_path_rule(node))).await?;
+        step!(
+            "network ready: {} nodes, leaf, {} external hosts",
+            self.members.len(),
+            topology::FABRIC_TENANTS.len()
+        );
+        Ok(())
+    }
+
+    async fn reverse_path_rule(&self, node: &Node) -> Result<()> {
+        let command = Command {
+            netns: Some(node.name.clone()),
+            argv: vec!["nft".into(), "-f".into(), "-".into()],
+            stdin: topology::REVERSE_PATH_RULE.to_owned(),
+            timeout_ms: 30_000,
+            ..Command::default()
+        };
+        let output = self.nodes().exec(command).await?;
+        anyhow::ensure!(output.code == 0, "Calico's reverse path rule on {}: {}", node.name, output.stderr);
+        Ok(())
+    }
+}
+
+/// Applies the first batch, then the others at once.
+async fn apply(nodes: &Nodes, make: Batch, batches: Vec<Batch>) -> Result<()> {
+    one(nodes, make).await?;
+    try_join_all(batches.into_iter().map(|batch| one(nodes, batch))).await?;
+    Ok(())
+}
+
+async fn one(nodes: &Nodes, batch: Batch) -> Result<()> {
+    if let Some(netns) = batch.netns.as_deref().filter(|_| !batch.sysctls.is_empty()) {
+        nodes.sysctl(netns, batch.sysctls).await?;
+    }
+    nodes.ip(batch.netns.as_deref(), batch.ip).await
+}
+
+fn run_directory() -> Result<PathBuf> {
+    let directory = paths::target("lab")?.join(format!("run-{}", std::process::id()));
+    if Path::new(&directory).exists() {
+        std::fs::remove_dir_all(&directory).with_context(|| format!("remove {}", directory.display()))?;
+    }
+    std::fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+    Ok(directory)
+}

@@ -1,0 +1,150 @@
+//! Where the nodes live: on this machine when its kernel has VRF, else in a virtual machine. Starts the node side there
+//! and stops it.
+
+use std::{
+    env,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use tokio::process::{Child, Command};
+
+use crate::{nodes::client::Nodes, step, wait};
+
+pub mod image;
+pub mod vm;
+
+/// Where programs of ours are found on the node side.
+#[derive(Clone, Debug)]
+pub struct Programs(PathBuf);
+
+impl Programs {
+    /// Path of a program on the node side.
+    pub fn path(&self, name: &str) -> String {
+        self.0.join(name).to_string_lossy().into_owned()
+    }
+}
+
+/// Which of the two ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// On this machine.
+    Native,
+    /// In a virtual machine.
+    Vm,
+}
+
+impl Mode {
+    /// `LAB_MODE` decides where it is set, else the kernel.
+    pub async fn choose() -> Result<Self> {
+        match env::var("LAB_MODE").as_deref() {
+            Ok("native") => Ok(Self::Native),
+            Ok("vm") => Ok(Self::Vm),
+            Ok(other) => bail!("LAB_MODE is `{other}`; it can be `native` or `vm`"),
+            Err(_) => Ok(if kernel_has_vrf().await? { Self::Native } else { Self::Vm }),
+        }
+    }
+}
+
+/// Tries in a namespace that ends with the try.
+async fn kernel_has_vrf() -> Result<bool> {
+    // Fails where the module is built in or absent; what counts is the device.
+    drop(Command::new("modprobe").arg("vrf").stdout(Stdio::null()).stderr(Stdio::null()).status().await);
+    let argv = ["--net", "ip", "link", "add", "lab-try", "type", "vrf", "table", "10"];
+    let status: ExitStatus = Command::new("unshare")
+        .args(argv)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .await
+        .context("start unshare (package util-linux)")?;
+    Ok(status.success())
+}
+
+/// The running place with a connection to its node side. Dropping it ends the place with all that runs there.
+pub struct Site {
+    /// Which way it is.
+    pub mode: Mode,
+    /// The node side.
+    pub nodes: Nodes,
+    /// Where our programs are there.
+    pub programs: Programs,
+    /// The address by which the node side reaches this machine's loopback.
+    pub outside: IpAddr,
+    /// Where the node side listens.
+    pub address: SocketAddr,
+    child: Child,
+}
+
+impl Site {
+    /// Starts the node side; its logs and disks go below `directory`.
+    pub async fn start(mode: Mode, directory: &Path) -> Result<Self> {
+        match mode {
+            Mode::Native => native(directory).await,
+            Mode::Vm => vm::start(directory).await,
+        }
+    }
+
+    /// Ends it and waits until it is gone.
+    pub async fn stop(mut self) -> Result<()> {
+        self.child.start_kill().context("end the node side")?;
+        self.child.wait().await.context("wait for the node side's end")?;
+        Ok(())
+    }
+}
+
+async fn native(directory: &Path) -> Result<Site> {
+    let lab = env::current_exe().context("path of this program")?;
+    let programs = lab.parent().context("directory of this program")?.to_owned();
+    let address_file = directory.join("nodes.address");
+    let log = std::fs::File::create(directory.join("nodes.log")).context("log of the node side")?;
+    // The process namespace ends with its first process, and takes along whatever the nodes have started.
+    let mut child = Command::new("unshare")
+        .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(&lab)
+        .args(["nodes", "--listen", "127.0.0.1:0", "--exit-with-owner", "--private", "--address-file"])
+        .arg(&address_file)
+        .stdin(Stdio::null())
+        .stderr(log.try_clone().context("share the log")?)
+        .stdout(log)
+        .kill_on_drop(true)
+        .spawn()
+        .context("start unshare (package util-linux)")?;
+    let look = async || {
+        alive(&mut child, directory, "nodes.log")?;
+        let text = std::fs::read_to_string(&address_file).context("the node side has not listened yet")?;
+        let address: SocketAddr = text.trim().parse().context("address of the node side")?;
+        Ok((address, Nodes::connect(address).await?))
+    };
+    let (address, nodes) = wait::until("the node side to answer", Duration::from_secs(20), look).await?;
+    nodes.own().await?;
+    step!("node side ready on this machine");
+    let outside = Ipv4Addr::LOCALHOST.into();
+    Ok(Site { mode: Mode::Native, nodes, programs: Programs(programs), outside, address, child })
+}
+
+/// Fails for good when the process has ended.
+fn alive(child: &mut Child, directory: &Path, log: &str) -> Result<()> {
+    let Some(status) = child.try_wait().context("state of a process")? else { return Ok(()) };
+    let path = directory.join(log);
+    let text = std::fs::read_to_string(&path).unwrap_or_default();
+    let tail: Vec<&str> = text.lines().rev().take(8).collect();
+    let tail: Vec<&str> = tail.into_iter().rev().collect();
+    Err(wait::hopeless(anyhow!("it ended with {status}; {} ends with:\n{}", path.display(), tail.join("\n"))))
+}
+
+/// TCP ports of the loopback that nobody uses at this moment, all different.
+pub fn free_ports<const N: usize>() -> Result<[u16; N]> {
+    // All are held until the last is had, or the kernel may give one twice.
+    let mut held = Vec::new();
+    let mut ports = [0; N];
+    for port in &mut ports {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
+        *port = listener.local_addr().context("address of a listener")?.port();
+        held.push(listener);
+    }
+    Ok(ports)
+}

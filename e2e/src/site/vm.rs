@@ -1,0 +1,135 @@
+//! The virtual machine: its second disk with our programs, and QEMU.
+//!
+//! Under emulation every fork costs, so the machine runs the nodes alone; the API side stays outside and is reached as
+//! 10.0.2.2, the address that QEMU's user-mode network gives to the outside's loopback.
+
+use std::{
+    env, fs,
+    net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::{io::AsyncWriteExt as _, process::Command, time::timeout};
+
+use super::{Mode, Programs, Site, alive, free_ports, image};
+use crate::{nodes::client::Nodes, step, wait};
+
+/// Programs of ours that run on nodes.
+const PROGRAMS: [&str; 2] = ["lab", "calico-vni-router"];
+
+/// Port of the node side in the machine; the init script names it too.
+const NODES_PORT: u16 = 7000;
+
+/// The outside's loopback as the machine sees it.
+const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+
+/// Builds what is missing and boots.
+pub async fn start(directory: &Path) -> Result<Site> {
+    let image = image::find_or_build().await?;
+    let disk = programs_disk(directory).await?;
+    let [port] = free_ports()?;
+    let console = directory.join("console.log");
+    let kvm = kvm_works().await;
+    let mut qemu = Command::new("qemu-system-x86_64");
+    // `max` under emulation offers more than it can do quickly; Westmere has what the kernel and glibc look for.
+    let machine = if kvm { ["kvm", "host"] } else { ["tcg,thread=multi", "Westmere"] };
+    qemu.args(["-accel", machine[0], "-cpu", machine[1]])
+        .args(["-smp", "2", "-m", "2048", "-nodefaults", "-display", "none", "-no-reboot"])
+        .args(["-serial", &format!("file:{}", console.display())])
+        .arg("-kernel")
+        .arg(&image.kernel)
+        .arg("-initrd")
+        .arg(&image.initrd)
+        .args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0"])
+        // The image stays as it was built: what the machine writes goes to a file that QEMU deletes.
+        .args(["-drive", &format!("file={},format=raw,if=virtio,snapshot=on", image.disk.display())])
+        .args(["-drive", &format!("file={},format=raw,if=virtio,readonly=on", disk.display())])
+        .args(["-netdev", &format!("user,id=n0,hostfwd=tcp:127.0.0.1:{port}-:{NODES_PORT}")])
+        .args(["-device", "virtio-net-pci,netdev=n0,romfile="])
+        .args(["-device", "virtio-rng-pci"])
+        .env("TMPDIR", directory)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(directory.join("qemu.log")).context("log of QEMU")?)
+        .kill_on_drop(true);
+    let mut child = qemu.spawn().context("start qemu-system-x86_64 (`make deps` installs it)")?;
+    step!(
+        "booting the virtual machine ({})",
+        if kvm { "KVM" } else { "emulated, since KVM does not work here" }
+    );
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let look = async || {
+        alive(&mut child, directory, "qemu.log")?;
+        Nodes::connect(address).await.context("the console so far is in console.log")
+    };
+    let nodes =
+        wait::until("the virtual machine's node side to answer", Duration::from_mins(3), look).await?;
+    nodes.own().await?;
+    step!("node side ready in the virtual machine");
+    let programs = Programs(PathBuf::from("/opt/lab"));
+    Ok(Site { mode: Mode::Vm, nodes, programs, outside: OUTSIDE.into(), address, child })
+}
+
+/// Whether a virtual processor starts on KVM. That the device opens proves little inside another virtual machine.
+async fn kvm_works() -> bool {
+    if fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
+        return false;
+    }
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args(["-accel", "kvm", "-cpu", "host", "-nodefaults", "-display", "none", "-monitor", "stdio"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
+    let Ok(mut child) = qemu.spawn() else { return false };
+    if let Some(mut monitor) = child.stdin.take() {
+        // A machine that is gone by now does not read it.
+        drop(monitor.write_all(b"quit\n").await);
+    }
+    timeout(Duration::from_secs(10), child.wait()).await.is_ok_and(|status| status.is_ok_and(|s| s.success()))
+}
+
+/// Makes the file system with our programs, which the machine mounts at `/opt/lab`.
+async fn programs_disk(directory: &Path) -> Result<PathBuf> {
+    let built = env::current_exe().context("path of this program")?;
+    let built = built.parent().context("directory of this program")?;
+    let tree = directory.join("opt-lab");
+    fs::create_dir_all(&tree).context("directory for the second disk")?;
+    let mut size = 0;
+    for program in PROGRAMS {
+        let copy = tree.join(program);
+        let from = built.join(program);
+        // Symbols would be most of the disk, and nobody debugs in there.
+        let status = Command::new("strip")
+            .arg("-o")
+            .args([&copy, &from])
+            .stderr(Stdio::null())
+            .status()
+            .await
+            .context("start strip")?;
+        if !status.success() {
+            fs::copy(&from, &copy)
+                .with_context(|| format!("copy {}; `cargo build` makes it", from.display()))?;
+        }
+        size += fs::metadata(&copy).context("size of a program")?.size();
+    }
+    let disk = directory.join("programs.ext4");
+    let megabytes = size / (1 << 20) * 11 / 10 + 8;
+    let status = Command::new("mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d"])
+        .stdout(Stdio::null())
+        .args([&tree, &disk])
+        .arg(format!("{megabytes}M"))
+        .status()
+        .await
+        .context("start mke2fs (package e2fsprogs)")?;
+    if !status.success() {
+        bail!("mke2fs ended with {status}");
+    }
+    fs::remove_dir_all(&tree).context("remove what went to the second disk")?;
+    Ok(disk)
+}
