@@ -1,6 +1,6 @@
 //! The real kernel: devices, addresses, routes, rules, switches, guard and uplinks in two namespaces of the test's own.
 //!
-//! Needs root. VRF and VXLAN are left out, so that any kernel will do.
+//! Needs root. VRF devices are left out, so that any kernel will do.
 
 use std::{
     collections::BTreeMap,
@@ -128,14 +128,16 @@ fn guard() -> Guard {
     }
 }
 
-/// What is wanted, less what a kernel without VRF and VXLAN cannot make.
+/// What is wanted, less what a kernel without VRF cannot make.
 async fn wanted(node: &Node, config: &NodeConfig) -> Desired {
     let uplinks = node.uplinks(&["up0".to_owned()]).await.unwrap();
     let mut desired = desired(config, Some(&guard()), &uplinks);
     let router = &mut desired.router;
-    router.links.retain(|_, link| !matches!(link.kind, Kind::Vrf { .. } | Kind::Bridge | Kind::Vxlan { .. }));
-    router.links.values_mut().for_each(|link| link.master = None);
-    router.sysctls.retain(|path, _| !path.contains("/vrf1") && !path.contains("/br1"));
+    router.links.retain(|_, link| !matches!(link.kind, Kind::Vrf { .. }));
+    for link in router.links.values_mut().filter(|l| l.master.as_ref().is_some_and(|m| m.starts_with("vrf"))) {
+        link.master = None;
+    }
+    router.sysctls.retain(|path, _| !path.contains("/vrf1"));
     desired
 }
 
@@ -166,7 +168,7 @@ async fn tenants_come_drift_and_go_and_the_uplink_is_given_back() {
     let spaces = Spaces::new();
     with_uplink(&spaces);
     spaces.ip(0, "rule add pref 20000 from 10.1.0.0/16 lookup 7");
-    spaces.ip(0, "route add unreachable 10.1.0.0/16 table 1000001001 proto 99");
+    spaces.ip(0, "route add unreachable 10.1.0.0/16 table 1000001001 proto 77");
     spaces.run(0, "nft", "add table inet foreign");
     let before = [spaces.ip(0, "-4 route show table main"), spaces.ip(0, "-br addr show up0")];
     let node = spaces.node();
@@ -196,6 +198,11 @@ async fn tenants_come_drift_and_go_and_the_uplink_is_given_back() {
     assert_eq!(spaces.run(0, "cat", "/proc/sys/net/ipv4/conf/cv1001/rp_filter").trim(), "2");
     assert_eq!(spaces.run(1, "cat", "/proc/sys/net/ipv4/ip_forward").trim(), "1");
 
+    let vxlan = spaces.ip(1, "-d link show vx1001");
+    for word in ["id 1001", "local 10.255.0.7", "dstport 4789", "nolearning", "master br1001", "neigh_suppress on", "mtu 1950"] {
+        assert!(vxlan.contains(word), "{word}: {vxlan}");
+    }
+
     // A new agent finds everything in step, without the memory of the old one.
     assert_eq!(missing(&spaces.node(), &desired).await, Vec::<String>::new());
 
@@ -205,6 +212,13 @@ async fn tenants_come_drift_and_go_and_the_uplink_is_given_back() {
         (0, "link del cv1002"),
         (1, "addr del 10.255.0.7/32 dev lo"),
         (1, "link set h1001 mtu 1400"),
+        (1, "link set br1001 address 02:00:00:00:00:01"),
+        (1, "link set br1001 addrgenmode eui64"),
+        (1, "link set vx1001 type bridge_slave learning on"),
+        (1, "link set vx1001 type bridge_slave neigh_suppress off"),
+        (1, "link set vx1002 nomaster"),
+        (1, "link set vx1002 down"),
+        (1, "link del br1001"),
         (0, "route add throw 10.77.0.0/16 table 1000001002 proto 118"),
         (0, "link set cv1001 down"),
     ] {
@@ -212,6 +226,11 @@ async fn tenants_come_drift_and_go_and_the_uplink_is_given_back() {
         assert_ne!(missing(&node, &desired).await, Vec::<String>::new(), "`{drift}` was not seen");
         bring_about(&node, &desired).await;
     }
+
+    // A device that cannot be changed into what is wanted is made anew.
+    spaces.ip(1, "link del vx1001");
+    spaces.ip(1, "link add vx1001 type vxlan id 77 dstport 4789 local 10.255.0.7 nolearning");
+    bring_about(&node, &desired).await;
 
     // One tenant leaves, the other stays untouched.
     let index = spaces.ip(0, "-o link show cv1002").split(':').next().unwrap().to_owned();
@@ -230,7 +249,7 @@ async fn tenants_come_drift_and_go_and_the_uplink_is_given_back() {
     assert_eq!([spaces.ip(0, "-4 route show table main"), spaces.ip(0, "-br addr show up0")], before);
     assert!(spaces.ip(0, "-6 route show").contains("2001:db8:1::/48 via 2001:db8::1 dev up0 proto static"));
     assert!(spaces.ip(0, "rule show").contains("from 10.1.0.0/16 lookup 7"));
-    assert!(spaces.ip(0, "route show table 1000001001").contains("unreachable 10.1.0.0/16 proto 99"));
+    assert!(spaces.ip(0, "route show table 1000001001").contains("unreachable 10.1.0.0/16 proto 77"));
     assert_eq!(spaces.run(0, "nft", "list tables").trim(), "table inet foreign");
 }
 
@@ -283,7 +302,7 @@ async fn an_edited_guard_is_noticed_and_its_counters_survive() {
     }
     // A packet from a VRF to a tenant that is not here is dropped and counted; counting is no edit.
     spaces.run(0, "sysctl", "-qw net.ipv4.ip_forward=1");
-    spaces.ip(0, "link add d0 up type dummy");
+    spaces.ip(0, "link add d0 up type bridge");
     spaces.ip(0, "route add 10.203.0.0/16 dev d0");
     spaces.ip(1, "route add 10.203.0.0/16 via 169.254.192.2");
     let ping = ["netns", "exec", &spaces.names[1], "ping", "-c1", "-W1", "10.203.0.5"];
@@ -302,7 +321,7 @@ async fn the_kernel_tells_of_changes_that_concern_us() {
     let spaces = Spaces::new();
     let (sender, mut changed) = mpsc::channel(1);
     events::follow(&spaces.host, sender).unwrap();
-    spaces.ip(0, "link add d0 type dummy");
+    spaces.ip(0, "link add d0 type bridge");
     timeout(Duration::from_secs(5), changed.recv()).await.expect("no word of a new device");
     let mut told = BTreeMap::new();
     for (what, command) in [

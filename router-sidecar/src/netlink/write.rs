@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use rtnetlink::{
     AddressMessageBuilder, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVrf,
     LinkVxlan, RouteMessageBuilder,
+    packet_core::{NLM_F_ACK, NLM_F_REQUEST},
     packet_route::{
         AddressFamily,
         address::{
@@ -102,7 +103,9 @@ pub async fn link_set(client: &Client, name: &str, change: &LinkChange) -> Done 
     }
     if let Some(port) = change.port {
         let port = LinkBridgePort::new(index).learning(port.learning).neigh_suppress(port.neigh_suppress);
-        set(port.build()).await?;
+        // RTM_SETLINK passes over the settings of a port without a word; RTM_NEWLINK for a device that is there takes
+        // them (`rtnl_newlink` in net/core/rtnetlink.c).
+        client.handle.link().add(port.build()).set_flags(NLM_F_REQUEST | NLM_F_ACK).execute().await?;
     }
     match change.up {
         Some(true) => Ok(set(this().up().build()).await?),
