@@ -11,7 +11,7 @@ use crate::{
     paths,
     site::{Mode, Site},
     step,
-    topology::{self, Batch, Node},
+    topology::{self, Batch, Node, PodLink},
 };
 
 /// A running lab. Dropping it ends all that it started.
@@ -40,6 +40,12 @@ impl Lab {
     /// The node side.
     pub fn nodes(&self) -> &Nodes {
         &self.site.nodes
+    }
+
+    /// Makes pods as Calico's CNI plugin and Felix do.
+    pub async fn add_pods(&self, links: &[PodLink]) -> Result<()> {
+        let (make, batches) = topology::pods(links);
+        apply(self.nodes(), make, batches).await
     }
 
     async fn network(&self) -> Result<()> {

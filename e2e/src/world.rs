@@ -1,0 +1,274 @@
+//! The whole system around a running [`Lab`]: API server, controller, routers, BIRD fed by the stand-in for Calico, pods.
+//!
+//! The lab knows namespaces and wires; this knows who runs in them and how they find each other.
+
+use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use calico_vni_crds::calico::{CalicoApi, IpPool};
+use futures::future::{try_join, try_join_all};
+use tokio::process::Command as Local;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::{ApiSide, Process, User},
+    calico::{confd::Confd, ipam, ipam::Ipam},
+    lab::Lab,
+    matrix::{Kind, Place},
+    nodes::protocol::Command,
+    paths,
+    sink::NodeBird,
+    site::free_ports,
+    step,
+    topology::{FABRIC_TENANTS, FabricTenant, Node, PodLink},
+    wait,
+};
+
+/// Port on every node's own loopback by which its agent reaches the controller.
+const CONTROLLER: u16 = 9443;
+
+/// Everything that runs.
+pub struct World {
+    /// Namespaces and wires.
+    pub lab: Lab,
+    /// API server and kubectl.
+    pub api: ApiSide,
+    /// Addresses of pods.
+    pub ipam: Ipam,
+    /// Group of Calico's kinds in this run.
+    pub calico: CalicoApi,
+    controller: Process,
+    controller_port: u16,
+    pods: Vec<Place>,
+    stop: CancellationToken,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl World {
+    /// Starts everything. Tenants and their pools come later, by whoever plays a scenario.
+    pub async fn start(calico: CalicoApi) -> Result<Self> {
+        let programs = std::env::var_os("KUBEBUILDER_ASSETS").map_or_else(|| paths::target("kube"), |p| Ok(p.into()))?;
+        let data = paths::target("lab")?.join(format!("api-{}", std::process::id()));
+        let (lab, api) = try_join(Lab::start(), ApiSide::start(&data, &programs)).await?;
+        step!("API server ready: export KUBECONFIG={}", api.kubeconfig(User::Admin).display());
+        let client = api.client(User::Admin).await?;
+        let [controller_port] = free_ports()?;
+        let mut world = Self {
+            ipam: Ipam::new(client.clone(), calico, []),
+            controller: Process::none("controller", api.dir()),
+            controller_port,
+            pods: Vec::new(),
+            stop: CancellationToken::new(),
+            lab,
+            api,
+            calico,
+        };
+        world.cluster().await?;
+        let sink = NodeBird::new(world.lab.nodes().clone());
+        tokio::spawn(Confd::new(client, calico, sink).run(world.stop.clone()));
+        world.start_controller().await?;
+        try_join_all(world.lab.members.iter().map(|node| world.start_router(node))).await?;
+        world.underlay_up().await?;
+        Ok(world)
+    }
+
+    /// What a cluster with Calico holds before anybody has heard of tenants, and the Underlay.
+    async fn cluster(&self) -> Result<()> {
+        let calico_crds = match self.calico {
+            CalicoApi::V3 => "e2e/calico-crds/v3",
+            CalicoApi::CrdV1 => "e2e/calico-crds/v1",
+        };
+        for folder in ["crds/generated", calico_crds, "deploy/rbac.yaml"] {
+            self.apply_file(folder).await?;
+        }
+        self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=120s"]).await?;
+        // The role is bound to the user that the controller is here, as it is to its service account in a cluster.
+        let (role, user) = ("--clusterrole=calico-vni-controller", format!("--user={}", User::Controller.name()));
+        self.kubectl(&["create", "clusterrolebinding", "lab", role, &user]).await?;
+        for node in &self.lab.members {
+            let address = ipnet::Ipv4Net::new(node.address(), 24)?;
+            self.ipam.put_node(&ipam::node(&node.name, Some(address), None, BTreeMap::new())).await?;
+        }
+        self.apply(&self.manifest("BGPConfiguration", "default", &serde_json::json!({ "asNumber": 64512 }))).await?;
+        let kind = match self.calico {
+            CalicoApi::V3 => "IPAMConfiguration",
+            CalicoApi::CrdV1 => "IPAMConfig",
+        };
+        self.apply(&self.manifest(kind, "default", &serde_json::json!({ "strictAffinity": true }))).await?;
+        self.apply(&self.manifest("IPPool", "default", &serde_json::json!({ "cidr": crate::topology::default_pool() })))
+            .await?;
+        self.apply_file("examples/underlay.yaml").await?;
+        Ok(())
+    }
+
+    /// Starts the controller, as the user whose rights are those of `deploy/rbac.yaml`.
+    pub async fn start_controller(&mut self) -> Result<()> {
+        let mut command = Local::new(program("calico-vni-controller")?);
+        command
+            .env("KUBECONFIG", self.api.kubeconfig(User::Controller))
+            .args(["--grpc-listen", &format!("127.0.0.1:{}", self.controller_port)]);
+        self.controller = Process::start("controller", command, self.api.dir())?;
+        let (port, controller) = (self.controller_port, &mut self.controller);
+        wait::until("the controller to listen", Duration::from_secs(60), async || {
+            controller.check().map_err(wait::hopeless)?;
+            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.context("it does not yet").map(drop)
+        })
+        .await?;
+        step!("controller ready; its log: {}", self.controller.log().display());
+        Ok(())
+    }
+
+    /// Kills the controller (SIGKILL).
+    pub async fn kill_controller(&mut self) -> Result<()> {
+        self.controller.kill().await
+    }
+
+    async fn start_router(&self, node: &Node) -> Result<()> {
+        let (nodes, name) = (self.lab.nodes(), &node.name);
+        let router = self.lab.site.programs.path("calico-vni-router");
+        let netns = format!("/run/netns/{}", node.router());
+        let init = [router.as_str(), "init", "--router-netns", &netns].map(str::to_owned).to_vec();
+        let init = nodes.exec(Command { argv: init, timeout_ms: 60_000, ..Command::default() }).await?;
+        ensure!(init.code == 0, "calico-vni-router init on {name}: {}", init.stderr);
+
+        let listen = SocketAddr::from(([127, 0, 0, 1], CONTROLLER));
+        let to = SocketAddr::new(self.lab.site.outside, self.controller_port);
+        nodes.forward(&link(name), name, listen, to).await?;
+
+        let frr = [router.as_str(), "frr", "--router-netns", &netns, "--pathspace", name];
+        self.spawn(node, "frr", &frr).await?;
+        let (frr_dir, state) = (frr_dir(name), format!("/var/lib/calico-vni/{name}"));
+        let run = [router.as_str(), "run", "--node", name, "--router-netns", &netns, "--frr-dir", &frr_dir];
+        let run = [&run[..], &["--state-dir", &state]].concat();
+        self.spawn(node, "agent", &run).await
+    }
+
+    async fn spawn(&self, node: &Node, what: &str, argv: &[&str]) -> Result<()> {
+        let argv = argv.iter().map(|&a| a.to_owned()).collect();
+        let command = Command { netns: Some(node.name.clone()), argv, ..Command::default() };
+        self.lab.nodes().spawn(&format!("{}-{what}", node.name), command).await?;
+        Ok(())
+    }
+
+    async fn underlay_up(&self) -> Result<()> {
+        let all = format!("{0}/{0}", self.lab.members.len());
+        wait::until("all routers to have their sessions with the leaf", Duration::from_secs(180), async || {
+            let seen = self.kubectl(&["get", "underlay", "fabric", "-o", "jsonpath={.status.sessions.ready}"]).await?;
+            ensure!(seen == all, "sessions {seen} of {all}");
+            Ok(())
+        })
+        .await?;
+        step!("routers ready: {all} sessions with the leaf");
+        Ok(())
+    }
+
+    /// kubectl as the administrator.
+    pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
+        self.api.kubectl(args).await
+    }
+
+    /// `kubectl apply` of a file or folder of the repository, read for the group in which this run serves Calico's kinds.
+    pub async fn apply_file(&self, path: &str) -> Result<String> {
+        let whole = paths::checkout().join(path);
+        if self.calico == CalicoApi::V3 || whole.is_dir() {
+            return self.kubectl(&["apply", "-f", &whole.to_string_lossy()]).await;
+        }
+        let text = fs::read_to_string(&whole).with_context(|| format!("cannot read {path}"))?;
+        self.apply_text(&text.replace("apiVersion: projectcalico.org/v3", "apiVersion: crd.projectcalico.org/v1")).await
+    }
+
+    /// `kubectl apply` of one object.
+    pub async fn apply(&self, object: &serde_json::Value) -> Result<String> {
+        self.apply_text(&object.to_string()).await
+    }
+
+    async fn apply_text(&self, text: &str) -> Result<String> {
+        let file = self.api.dir().join("apply.yaml");
+        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        self.kubectl(&["apply", "-f", &file.to_string_lossy()]).await
+    }
+
+    /// An object of one of Calico's kinds in this run's group.
+    pub fn manifest(&self, kind: &str, name: &str, spec: &serde_json::Value) -> serde_json::Value {
+        let version = format!("{}/{}", self.calico.group(), self.calico.version());
+        serde_json::json!({ "apiVersion": version, "kind": kind, "metadata": { "name": name }, "spec": spec })
+    }
+
+    /// Full resource name of one of Calico's kinds, for kubectl.
+    pub fn resource(&self, plural: &str) -> String {
+        format!("{plural}.{}", self.calico.group())
+    }
+
+    /// Pods of a pool, `count` on every node, named `<tenant>-<node>-<letter>`. A tenant of `None` is the default pool.
+    pub async fn add_pods(&mut self, pool: &str, tenant: Option<&str>, count: u8) -> Result<()> {
+        let json = self.kubectl(&["get", &self.resource("ippools"), pool, "-o", "json"]).await?;
+        let object: IpPool = serde_json::from_str(&json)?;
+        let mut links = Vec::new();
+        for node in &self.lab.members {
+            for letter in (b'a'..).take(count.into()).map(char::from) {
+                let address = self.ipam.assign_address(&object, &node.name).await?;
+                let short = tenant.unwrap_or("dflt");
+                let name = format!("{short}-{}-{letter}", node.name);
+                let std::net::IpAddr::V4(ip) = address else { bail!("{pool}: only IPv4 pods are wired for now") };
+                // Interface names have 15 characters at most.
+                let interface = format!("cali{}{letter}{}", &short[..short.len().min(4)], node.name);
+                links.push(PodLink { node: node.name.clone(), netns: name.clone(), address: ip, interface });
+                let kind = Kind::Pod { tenant: tenant.map(str::to_owned), node: node.name.clone() };
+                self.pods.push(Place { netns: name.clone(), name, address, kind });
+            }
+        }
+        self.lab.add_pods(&links).await?;
+        step!("{} pods of pool {pool}", links.len());
+        Ok(())
+    }
+
+    /// All pods, the external hosts of these tenants, and the nodes.
+    pub fn places(&self, tenants: &[&str]) -> Vec<Place> {
+        let external = FABRIC_TENANTS.iter().filter(|t| tenants.contains(&t.name)).map(|tenant| Place {
+            name: tenant.host(),
+            netns: tenant.host(),
+            address: tenant.host_address().into(),
+            kind: Kind::External { tenant: tenant.name.to_owned() },
+        });
+        let nodes = self.lab.members.iter().map(|node| Place {
+            name: node.name.clone(),
+            netns: node.name.clone(),
+            address: node.address().into(),
+            kind: Kind::Node,
+        });
+        self.pods.iter().cloned().chain(external).chain(nodes).collect()
+    }
+
+    /// The fabric's part of a tenant.
+    pub fn fabric_tenant(name: &str) -> Result<FabricTenant> {
+        FABRIC_TENANTS.into_iter().find(|t| t.name == name).ok_or_else(|| anyhow!("the leaf has no VRF {name}"))
+    }
+
+    /// Fails if one of the processes outside has ended.
+    pub fn check(&mut self) -> Result<()> {
+        self.api.check()?;
+        self.controller.check()
+    }
+}
+
+/// Name of the forwarder that joins a node's agent to the controller.
+pub fn link(node: &str) -> String {
+    format!("{node}-controller")
+}
+
+/// Where a node's FRR has its sockets, on the node side.
+pub fn frr_dir(node: &str) -> String {
+    format!("/var/run/frr/{node}")
+}
+
+/// A program of ours, beside this one.
+fn program(name: &str) -> Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name(name);
+    ensure!(path.exists(), "{} is missing: run `make build`", path.display());
+    Ok(path)
+}
