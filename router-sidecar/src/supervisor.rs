@@ -64,7 +64,7 @@ const LONG_LIFE: Duration = Duration::from_secs(30);
 pub struct Options {
     /// File of the network namespace to run in, such as /run/netns/calico-vni; the present one when not given.
     #[arg(long, value_name = "FILE")]
-    pub netns: Option<PathBuf>,
+    pub router_netns: Option<PathBuf>,
     /// Name of this set of daemons: their sockets, pid files and configuration are in /var/run/frr/NAME.
     #[arg(long, value_name = "NAME", default_value = "calico-vni")]
     pub pathspace: String,
@@ -154,7 +154,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
         link_config(&options.pathspace, &state_dir)?;
     }
     kill_leftovers(&options.pathspace, &state_dir).await;
-    let netns = options.netns.as_deref().map(Netns::open).transpose()?;
+    let netns = options.router_netns.as_deref().map(Netns::open).transpose()?;
     let set = Arc::new(Set { options, state_dir, netns });
 
     let mut kept = Vec::new();

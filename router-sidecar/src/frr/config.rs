@@ -138,11 +138,25 @@ impl fmt::Display for Instance {
         self.lines.iter().for_each(|line| put(&mut out, line, 1));
         for family in &self.families {
             put(&mut out, &format!("address-family {}", family.name), 1);
-            family.lines.iter().for_each(|line| put(&mut out, line, 2));
+            for line in &family.lines {
+                if let Some(other) = other_distinguisher(line) {
+                    put(&mut out, &other, 2);
+                }
+                put(&mut out, line, 2);
+            }
             put(&mut out, "exit-address-family", 1);
         }
         write!(f, "{out}exit\n!")
     }
+}
+
+/// What has to be said before an instance's first `rd` line.
+///
+/// bgpd numbers its instances and makes each a distinguisher of that number. Told the very one that it has made, it
+/// takes that for no change, and does not keep it as configured. Numbers begin at 1, so 0 is always another one.
+pub fn other_distinguisher(line: &str) -> Option<String> {
+    let (router_id, _number) = line.strip_prefix("rd ")?.rsplit_once(':')?;
+    Some(format!("rd {router_id}:0"))
 }
 
 /// Parts a whole configuration, as vtysh prints it, into zebra's file and bgpd's.

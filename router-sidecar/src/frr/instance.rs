@@ -1,6 +1,6 @@
 //! The difference between two BGP instances, line by line. Pure.
 
-use super::config::Instance;
+use super::config::{Instance, other_distinguisher};
 
 /// Whose the lines of an instance are that are not wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +17,11 @@ pub fn delta(want: &Instance, have: Option<&Instance>, owner: Owner) -> Vec<Stri
     let there = have.unwrap_or(&nothing);
     let gone: Vec<&str> = peers(there).filter(|peer| !peers(want).any(|p| p == *peer)).collect();
     let changes = |want: &[String], have: &[String]| {
-        let new = want.iter().filter(|line| !have.contains(line)).cloned();
+        let first_rd = !have.iter().any(|line| line.starts_with("rd "));
+        let new = want.iter().filter(|line| !have.contains(line)).flat_map(|line| {
+            let other = other_distinguisher(line).filter(|_| first_rd);
+            other.into_iter().chain([line.clone()])
+        });
         let old = have.iter().filter(|line| {
             let replaced = want.iter().any(|w| slot(w) == slot(line));
             // What belongs to a neighbour that goes is gone with it.

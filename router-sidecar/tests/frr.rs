@@ -1,0 +1,458 @@
+//! FRR itself: real daemons in network namespaces of the test's own, run by the supervisor as it is shipped.
+//!
+//! Needs root, FRR and `ip`. VRFs are configured without their devices, so that any kernel does; the tenants' sessions
+//! are tried in the lab, where the kernel has VRF.
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::{Child, Command},
+    time::{Duration, Instant},
+};
+
+use calico_vni_proto::model::{Neighbor, NodeConfig, Pool, Tenant, Underlay};
+use calico_vni_router::{
+    frr::{
+        Config, Daemon, Driver, Observed, Op, OpError, OpResult, SessionState, TenantRef, Vty, diff, render,
+    },
+    netns::Netns,
+    supervisor::RUN_DIR,
+};
+use similar_asserts::assert_eq;
+
+/// Longest wait for a state; all of them come within a second or two on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const NODE_ASN: u32 = 65000;
+const LEAF_ASN: u32 = 65100;
+const NODE_VTEP: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
+
+/// A set of daemons in a namespace, all of it gone when it is dropped.
+struct Router {
+    name: String,
+    supervisor: Child,
+}
+
+impl Router {
+    /// `name` tells the sets of one test run apart; the process id tells the runs apart.
+    fn new(name: &str, vtep: Ipv4Addr, initial: Option<&str>) -> Self {
+        let name = format!("cvt{}{name}", std::process::id());
+        let netns = netns(&name);
+        Netns::create(&netns).expect("the test needs root");
+        ip(&["-n", &name, "link", "set", "lo", "up"]);
+        ip(&["-n", &name, "addr", "add", &format!("{vtep}/32"), "dev", "lo"]);
+        let file = initial.map(|text| {
+            let file = std::env::temp_dir().join(format!("{name}.conf"));
+            fs::write(&file, text).unwrap();
+            file
+        });
+        let supervisor = supervise(&name, file.as_deref()).spawn().unwrap();
+        Self { name, supervisor }
+    }
+
+    /// A veth between two routers, its addresses those of a /31 (RFC 3021).
+    fn link(&self, other: &Router, subnet: u8) {
+        let device = format!("up{subnet}");
+        let (near, far) = (&self.name, &other.name);
+        ip(&["link", "add", &device, "netns", near, "type", "veth", "peer", "name", &device, "netns", far]);
+        for (router, host) in [(self, 0), (other, 1)] {
+            ip(&[
+                "-n",
+                &router.name,
+                "addr",
+                "add",
+                &format!("192.0.2.{}/31", subnet * 2 + host),
+                "dev",
+                &device,
+            ]);
+            ip(&["-n", &router.name, "link", "set", &device, "up"]);
+        }
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        Path::new(RUN_DIR).join(&self.name)
+    }
+
+    fn driver(&self) -> Driver {
+        Driver::new(self.state_dir())
+    }
+
+    /// Everything that FRR has, once all its daemons answer.
+    async fn observed(&self) -> Observed {
+        let driver = self.driver();
+        until("FRR answers", async || driver.observe().await.map_err(|e| e.to_string())).await
+    }
+
+    async fn desired(&self, node: &NodeConfig) -> Config {
+        render(node, self.observed().await.version)
+    }
+
+    async fn plan(&self, node: &NodeConfig) -> Vec<Op> {
+        let observed = self.observed().await;
+        diff(&render(node, observed.version), &observed)
+    }
+
+    async fn converge(&self, node: &NodeConfig) -> Vec<OpResult> {
+        self.driver().apply(&self.plan(node).await).await.unwrap()
+    }
+
+    async fn established(&self, peer: &str) -> SessionState {
+        let peer: std::net::IpAddr = peer.parse().unwrap();
+        until(&format!("session with {peer}"), async || {
+            let sessions = self.driver().sessions().await.map_err(|e| e.to_string())?;
+            let session = sessions.iter().find(|s| s.vrf.is_none() && s.peer == peer && s.established);
+            session.cloned().ok_or_else(|| format!("{sessions:?}"))
+        })
+        .await
+    }
+
+    async fn ask(&self, daemon: Daemon, command: &str) -> String {
+        Vty::connect(&self.driver().socket(daemon)).await.unwrap().ask(command).await.unwrap()
+    }
+
+    fn pid(&self, daemon: Daemon) -> i32 {
+        let file = self.state_dir().join(format!("{daemon}.pid"));
+        fs::read_to_string(&file).unwrap().trim().parse().unwrap()
+    }
+
+    fn kernel_routes(&self) -> String {
+        let output =
+            Command::new("ip").args(["-n", &self.name, "route", "show", "proto", "bgp"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.supervisor.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+}
+
+impl Drop for Router {
+    fn drop(&mut self) {
+        self.supervisor.kill().ok();
+        self.supervisor.wait().ok();
+        for daemon in [Daemon::Zebra, Daemon::Mgmtd, Daemon::Bgpd] {
+            let file = self.state_dir().join(format!("{daemon}.pid"));
+            let Ok(pid) = fs::read_to_string(file) else { continue };
+            if is_alive(&self.name, pid.trim()) {
+                Command::new("kill").args(["-9", pid.trim()]).status().ok();
+            }
+        }
+        fs::remove_dir_all(self.state_dir()).ok();
+        fs::remove_file(Path::new("/etc/frr").join(&self.name)).ok();
+        fs::remove_file(std::env::temp_dir().join(format!("{}.conf", self.name))).ok();
+        Netns::remove(&netns(&self.name)).ok();
+    }
+}
+
+fn supervise(name: &str, initial: Option<&Path>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_calico-vni-router"));
+    command.args(["frr", "--pathspace", name, "--router-netns"]).arg(netns(name));
+    if let Some(file) = initial {
+        command.arg("--initial").arg(file);
+    }
+    command
+}
+
+fn netns(name: &str) -> PathBuf {
+    Path::new("/run/netns").join(name)
+}
+
+fn is_alive(name: &str, pid: &str) -> bool {
+    let cmdline = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    cmdline.split('\0').any(|word| word == name)
+}
+
+fn ip(args: &[&str]) {
+    let status = Command::new("ip").args(args).status().unwrap();
+    assert!(status.success(), "ip {}", args.join(" "));
+}
+
+/// Asks again until there is an answer, and says at the deadline what was seen last.
+async fn until<T>(awaited: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match look().await {
+            Ok(value) => return value,
+            Err(seen) if Instant::now() > deadline => panic!("awaited: {awaited}; seen: {seen}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+fn node(neighbors: &[&str], tenants: Vec<Tenant>) -> NodeConfig {
+    let neighbor = |a: &&str| Neighbor { address: a.parse().unwrap(), asn: LEAF_ASN, hold_time: 9 };
+    let underlay = Underlay {
+        name: "fabric".into(),
+        asn: NODE_ASN,
+        vtep: NODE_VTEP.into(),
+        router_id: NODE_VTEP,
+        neighbors: neighbors.iter().map(neighbor).collect(),
+        interfaces: vec![],
+        mtu: None,
+        shared: vec![],
+        graceful_restart: true,
+        calico_asn: 64512,
+    };
+    NodeConfig { node: "n1".into(), underlay: Some(underlay), tenants }
+}
+
+fn tenant(index: u8) -> Tenant {
+    let number = u32::from(index);
+    Tenant {
+        name: format!("t{index}"),
+        vni: 1000 + number,
+        link_index: number,
+        host_v4: Ipv4Addr::new(169, 254, 192, 2 * index),
+        host_v6: format!("fd00::{:x}", 2 * index).parse().unwrap(),
+        pools: vec![
+            Pool { cidr: format!("10.{index}.0.0/16").parse().unwrap(), block_size: 26 },
+            Pool { cidr: format!("fd00:{index}::/48").parse().unwrap(), block_size: 122 },
+        ],
+        import_rts: vec![],
+        export_rts: vec![],
+        shared: vec![],
+        max_prefixes: 100,
+        advertise_pods: false,
+    }
+}
+
+/// A leaf that takes everything and sends its own loopback.
+fn leaf(address: Ipv4Addr, node: &str) -> String {
+    format!(
+        "router bgp {LEAF_ASN}
+ bgp router-id {address}
+ no bgp ebgp-requires-policy
+ no bgp default ipv4-unicast
+ neighbor {node} remote-as {NODE_ASN}
+ neighbor {node} timers 3 9
+ neighbor {node} timers connect 1
+ address-family ipv4 unicast
+  network {address}/32
+  neighbor {node} activate
+ exit-address-family
+ address-family l2vpn evpn
+  neighbor {node} activate
+ exit-address-family
+exit
+"
+    )
+}
+
+/// Without what FRR does not keep, and in one order.
+fn normal(mut config: Config) -> Config {
+    config.global.lists.sort();
+    config.global.route_maps.sort_by(|a, b| a.header.cmp(&b.header));
+    for tenant in &mut config.tenants {
+        tenant.tenant.clear();
+        tenant.lists.sort();
+    }
+    for bgp in config.global.bgp.iter_mut().chain(config.tenants.iter_mut().filter_map(|t| t.bgp.as_mut())) {
+        bgp.lines.sort();
+        bgp.families.iter_mut().for_each(|f| f.lines.sort());
+    }
+    config
+}
+
+fn refused(results: &[OpResult]) -> Vec<(&TenantRef, &OpError)> {
+    let failed = results.iter().filter_map(|r| Some((r.tenant.as_ref()?, r.outcome.as_ref().err()?)));
+    failed.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_come_and_go_and_the_others_do_not_notice() {
+    let router = Router::new("a", NODE_VTEP, None);
+    let leaves = [Ipv4Addr::new(10, 255, 0, 100), Ipv4Addr::new(10, 255, 0, 101)];
+    let first = Router::new("b", leaves[0], Some(&leaf(leaves[0], "192.0.2.0")));
+    let second = Router::new("c", leaves[1], Some(&leaf(leaves[1], "192.0.2.2")));
+    router.link(&first, 0);
+    router.link(&second, 1);
+    let neighbors = ["192.0.2.1", "192.0.2.3"];
+
+    let mut wanted = node(&neighbors, (1..=3).map(tenant).collect());
+    let results = router.converge(&wanted).await;
+    assert_eq!(results.len(), 4, "the fabric and three tenants");
+    assert_eq!(refused(&results), []);
+    assert_eq!(normal(router.observed().await.config), normal(router.desired(&wanted).await));
+    assert_eq!(router.plan(&wanted).await, []);
+
+    // The node's own address goes out and nothing that came in does, though both leaves would take it.
+    until("both leaves' routes", async || {
+        let routes = router.kernel_routes();
+        if leaves.iter().all(|leaf| routes.contains(&leaf.to_string())) { Ok(()) } else { Err(routes) }
+    })
+    .await;
+    for peer in neighbors {
+        let command = format!("show bgp ipv4 unicast neighbors {peer} advertised-routes json");
+        let advertised: serde_json::Value =
+            serde_json::from_str(&router.ask(Daemon::Bgpd, &command).await).unwrap();
+        let prefixes: Vec<&String> = advertised["advertisedRoutes"].as_object().unwrap().keys().collect();
+        assert_eq!(prefixes, ["10.255.0.1/32"]);
+    }
+
+    let before = router.established(neighbors[0]).await;
+    wanted.tenants.push(tenant(4));
+    let plan = router.plan(&wanted).await;
+    assert_eq!(plan.len(), 1, "{plan:?}");
+    assert!(!plan[0].to_string().contains("1003"), "nobody else is touched: {}", plan[0]);
+    assert_eq!(refused(&router.converge(&wanted).await), []);
+
+    // Another route distinguisher, limit, pool and targets, all in place.
+    wanted.tenants[0].link_index = 77;
+    wanted.tenants[0].max_prefixes = 5;
+    wanted.tenants[0].pools[0] = Pool { cidr: "10.0.0.0/16".parse().unwrap(), block_size: 28 };
+    wanted.tenants[0].pools.push(Pool { cidr: "10.1.0.0/16".parse().unwrap(), block_size: 26 });
+    wanted.tenants[0].import_rts = vec!["65001:7".parse().unwrap(), "65002:7".parse().unwrap()];
+    wanted.tenants[0].export_rts = vec!["65001:7".parse().unwrap()];
+    wanted.tenants[1].pools.pop();
+    assert_eq!(refused(&router.converge(&wanted).await), []);
+    assert_eq!(normal(router.observed().await.config), normal(router.desired(&wanted).await));
+    // And back again.
+    wanted.tenants[0] = tenant(1);
+    wanted.tenants[1] = tenant(2);
+    assert_eq!(refused(&router.converge(&wanted).await), []);
+    assert_eq!(normal(router.observed().await.config), normal(router.desired(&wanted).await));
+
+    wanted.tenants.remove(1);
+    assert_eq!(refused(&router.converge(&wanted).await), []);
+    assert_eq!(router.plan(&wanted).await, []);
+    for daemon in [router.observed().await.version.vrf_owner(), Daemon::Bgpd] {
+        let running = router.ask(daemon, "show running-config").await;
+        assert!(running.contains("1001") && !running.contains("1002"), "{running}");
+    }
+    let after = router.established(neighbors[0]).await;
+    assert_eq!(after.established_count, before.established_count);
+    assert!(after.uptime >= before.uptime, "{:?} after {:?}", after.uptime, before.uptime);
+
+    // An ASN cannot be changed in place: all goes and comes.
+    wanted.underlay.as_mut().unwrap().asn = 65009;
+    assert_eq!(refused(&router.converge(&wanted).await), []);
+    assert_eq!(normal(router.observed().await.config), normal(router.desired(&wanted).await));
+
+    let nothing = NodeConfig { underlay: None, tenants: vec![], ..wanted };
+    assert_eq!(refused(&router.converge(&nothing).await), []);
+    assert_eq!(router.observed().await.config, Config::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_frr_refuses_fails_alone_and_what_is_foreign_stays() {
+    let router = Router::new("d", NODE_VTEP, None);
+    let version = router.observed().await.version;
+    let foreign: [(Daemon, &[&str]); 2] = [
+        (version.vrf_owner(), &["vrf red", "vni 1002"]),
+        (Daemon::Bgpd, &["ip prefix-list other seq 5 permit any", "router bgp 65000 vrf red"]),
+    ];
+    for (daemon, lines) in foreign {
+        let mut vty = Vty::connect(&router.driver().socket(daemon)).await.unwrap();
+        vty.ask(version.enter(daemon)).await.unwrap();
+        for line in lines {
+            vty.ask(line).await.unwrap();
+        }
+    }
+    let mut wanted = node(&["192.0.2.1"], (1..=4).map(tenant).collect());
+    // A target that matches everything cannot be exported.
+    wanted.tenants[2].export_rts = vec!["*:7".parse().unwrap()];
+    let results = router.converge(&wanted).await;
+    let refusals = refused(&results);
+    let brief: Vec<u32> = refusals.iter().map(|(tenant, _)| tenant.vni).collect();
+    assert_eq!(brief, [1002, 1003], "{refusals:?}");
+    assert_eq!(*refusals[0].1, OpError::VniTaken { vni: 1002, vrf: "red".into() });
+    let message = refusals[1].1.to_string();
+    assert!(message.starts_with("bgpd refused `route-target export *:7`"), "{message}");
+
+    let observed = router.observed().await.config;
+    let desired = router.desired(&wanted).await;
+    for vni in [1001, 1004] {
+        assert_eq!(
+            observed.tenant(vni).unwrap().bgp.as_ref().unwrap().header,
+            desired.tenant(vni).unwrap().bgp.as_ref().unwrap().header
+        );
+    }
+    let left: Vec<u32> = router.plan(&wanted).await.iter().map(|op| op.tenant().unwrap().vni).collect();
+    assert_eq!(left, [1002, 1003], "only these are still to be done");
+
+    wanted.tenants.clear();
+    assert_eq!(refused(&router.converge(&wanted).await), []);
+    for (daemon, lines) in foreign {
+        let running = router.ask(daemon, "show running-config").await;
+        assert!(lines.iter().all(|line| running.contains(line)), "{running}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn daemons_are_kept_running_and_stopped_without_losing_a_route() {
+    let mut router = Router::new("e", NODE_VTEP, None);
+    let address = Ipv4Addr::new(10, 255, 0, 100);
+    let leaf = Router::new("f", address, Some(&leaf(address, "192.0.2.0")));
+    router.link(&leaf, 0);
+    // The first VRF is the second instance: its distinguisher is the one that bgpd would make itself.
+    let mut wanted = node(&["192.0.2.1"], vec![tenant(2)]);
+    // Without it, bgpd's end is seen by a zebra that lives: the routes go at once. So they tell who ended first.
+    wanted.underlay.as_mut().unwrap().graceful_restart = false;
+    assert_eq!(refused(&router.converge(&wanted).await), []);
+    let learned = async || {
+        until("the leaf's route in the kernel", async || {
+            let routes = router.kernel_routes();
+            if routes.contains("10.255.0.100") { Ok(()) } else { Err(routes) }
+        })
+        .await;
+    };
+    learned().await;
+
+    let desired = normal(router.desired(&wanted).await);
+    for daemon in [Daemon::Bgpd, Daemon::Zebra] {
+        let old = router.pid(daemon);
+        Command::new("kill").args(["-9", &old.to_string()]).status().unwrap();
+        until("another process", async || {
+            let new = router.pid(daemon);
+            if new == old { Err(format!("still {old}")) } else { Ok(()) }
+        })
+        .await;
+        until("the configuration of before", async || {
+            let observed = normal(router.observed().await.config);
+            if observed == desired { Ok(()) } else { Err(format!("{observed:#?}")) }
+        })
+        .await;
+        learned().await;
+    }
+
+    let second = supervise(&router.name, None).output().unwrap();
+    let complaint = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success() && complaint.contains("is in use by another"), "{complaint}");
+
+    // A supervisor that was killed leaves its daemons; the next one clears them away.
+    let orphan = router.pid(Daemon::Bgpd);
+    router.supervisor.kill().unwrap();
+    router.supervisor.wait().unwrap();
+    assert!(is_alive(&router.name, &orphan.to_string()));
+    router.supervisor = supervise(&router.name, None).spawn().unwrap();
+    until("the orphan's end", async || {
+        if is_alive(&router.name, &orphan.to_string()) { Err("alive".into()) } else { Ok(()) }
+    })
+    .await;
+    router.established("192.0.2.1").await;
+    until("the leaf's route in the kernel", async || match router.kernel_routes() {
+        routes if routes.contains("10.255.0.100") => Ok(()),
+        routes => Err(routes),
+    })
+    .await;
+
+    let pids = [Daemon::Zebra, Daemon::Bgpd].map(|daemon| router.pid(daemon).to_string());
+    router.signal("-TERM");
+    assert!(router.supervisor.wait().unwrap().success());
+    assert!(!pids.iter().any(|pid| is_alive(&router.name, pid)));
+    let routes = router.kernel_routes();
+    assert!(routes.contains("10.255.0.100"), "zebra ended first and outright, so they stay: {routes}");
+}
+
+#[test]
+fn a_daemon_that_cannot_start_is_said_so() {
+    let name = format!("cvt{}g", std::process::id());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_calico-vni-router"));
+    let missing = command.args(["frr", "--pathspace", &name, "--daemons", "/nonexistent"]).output().unwrap();
+    let complaint = String::from_utf8_lossy(&missing.stderr).into_owned();
+    fs::remove_dir_all(Path::new(RUN_DIR).join(&name)).ok();
+    assert!(!missing.status.success(), "{complaint}");
+    assert!(complaint.contains("/nonexistent/zebra"), "{complaint}");
+}
