@@ -5,7 +5,7 @@ use ipnet::IpNet;
 
 use crate::{
     prefix,
-    validate::{Claim, Validated},
+    validate::{Claim, Underlay, Validated},
 };
 
 /// The same for every node. A pool is in it from the moment that its tenant's VNI is known, before any node carries
@@ -30,6 +30,10 @@ pub(super) fn guard(valid: &Validated<'_>) -> Guard {
             // Those in the guard are taken away again below.
             _ => closed.push(net),
         }
+    }
+    // What no pod should have for an address is not shut to everybody because a pool claims it.
+    for settings in valid.underlays.iter().filter_map(Underlay::accepted) {
+        open.extend(settings.prefixes().map(|(_, net)| net));
     }
     Guard { tenants, quarantined: prefix::subtract(&closed, &open) }
 }

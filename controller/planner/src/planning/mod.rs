@@ -7,7 +7,7 @@ mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use calico_vni_crds::{self as crds, TenantSpec, keys};
+use calico_vni_crds::{self as crds, TenantSpec, calico::Calico, keys};
 
 use self::placement::Placement;
 use crate::{
@@ -65,7 +65,7 @@ fn finished(snapshot: &Snapshot, valid: &Validated<'_>, placement: &Placement) -
         return BTreeSet::new();
     }
     let standing: BTreeSet<&str> =
-        snapshot.peers.iter().map(|p| p.name()).chain(snapshot.filters.iter().map(|f| f.name())).collect();
+        snapshot.peers.iter().map(Calico::name).chain(snapshot.filters.iter().map(Calico::name)).collect();
     left.retain(|name| calico::object_names(name).iter().all(|object| !standing.contains(object.as_str())));
     for agent in snapshot.agents.values() {
         for (name, _) in &agent.programmed {

@@ -106,7 +106,7 @@ pub(super) fn seat(nodes: &mut [Node<'_>], underlays: &[Underlay<'_>]) -> BTreeM
             [] if by.is_empty() => Seat::Nowhere,
             [] => Seat::Waiting,
             _ => {
-                // Its router runs on with the number it has, so that is nobody else's in any of them.
+                // Its router runs on with the number it has, in whichever of them it was: nobody new is given that.
                 for &u in &accepted {
                     held.entry(u).or_default().extend(nodes[n].kept_index);
                 }
@@ -118,7 +118,8 @@ pub(super) fn seat(nodes: &mut [Node<'_>], underlays: &[Underlay<'_>]) -> BTreeM
     for (u, mut members) in members {
         members.sort_by_key(|&n| nodes[n].age);
         let capacity = underlays[u].accepted().map_or(0, super::underlays::Settings::router_capacity);
-        let mut taken = held.remove(&u).unwrap_or_default();
+        let mut taken = BTreeSet::new();
+        let held = held.remove(&u).unwrap_or_default();
         let mut without = Vec::new();
         for n in members {
             match nodes[n].kept_index {
@@ -128,7 +129,7 @@ pub(super) fn seat(nodes: &mut [Node<'_>], underlays: &[Underlay<'_>]) -> BTreeM
                 _ => without.push(n),
             }
         }
-        let mut free = (1..=capacity).filter(|i| !taken.contains(i));
+        let mut free = (1..=capacity).filter(|i| !taken.contains(i) && !held.contains(i));
         for n in without {
             match free.next() {
                 Some(i) => {

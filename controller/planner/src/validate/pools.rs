@@ -295,13 +295,7 @@ fn overlaps(pools: &[Pool<'_>], underlays: &[Underlay<'_>]) -> BTreeMap<usize, V
     }
     for underlay in underlays {
         let Some(settings) = underlay.accepted() else { continue };
-        let fixed: [(&str, IpNet); 3] = [
-            ("vtepCIDR", settings.vtep.into()),
-            ("hostLinkCIDR", settings.link_v4.into()),
-            ("hostLinkCIDRv6", settings.link_v6.into()),
-        ];
-        let shared = settings.shared.iter().map(|net| ("sharedCIDRs", *net));
-        for (i, (field, net)) in fixed.into_iter().chain(shared).enumerate() {
+        for (i, (field, net)) in settings.prefixes().enumerate() {
             items.push((net, Rank::Underlay(underlay.name, field, i)));
         }
     }

@@ -64,6 +64,16 @@ impl Settings {
         names::link_capacity_v4(self.link_v4)
     }
 
+    /// Prefixes in which no pod may live, with the field that each is from.
+    pub fn prefixes(&self) -> impl Iterator<Item = (&'static str, IpNet)> {
+        let fixed = [
+            ("vtepCIDR", self.vtep.into()),
+            ("hostLinkCIDR", self.link_v4.into()),
+            ("hostLinkCIDRv6", self.link_v6.into()),
+        ];
+        fixed.into_iter().chain(self.shared.iter().map(|net| ("sharedCIDRs", *net)))
+    }
+
     /// How many routers fit: all addresses but the first and the last.
     pub fn router_capacity(&self) -> u32 {
         u32::try_from((1u64 << (32 - self.vtep.prefix_len())) - 2).unwrap_or(u32::MAX)
@@ -124,17 +134,15 @@ pub(super) fn select(underlays: &mut [Underlay<'_>], nodes: &[Node<'_>]) {
 
 /// Compares each with Calico's settings and with the accepted ones that are older; returns the oldest accepted one.
 pub(super) fn judge(underlays: &mut [Underlay<'_>], nodes: &[Node<'_>], calico_asn: u32) -> Option<usize> {
-    let mut order: Vec<usize> = (0..underlays.len()).collect();
-    order.sort_by_key(|&u| underlays[u].age);
+    let mut by_age: Vec<usize> = (0..underlays.len()).collect();
+    by_age.sort_by_key(|&u| underlays[u].age);
     let mut accepted: Vec<usize> = Vec::new();
-    for u in order {
+    for u in by_age {
         let Ok(settings) = &underlays[u].settings else { continue };
-        let older = accepted
-            .iter()
-            .map(|&o| (underlays[o].name, underlays[o].accepted().expect("only accepted ones are kept")));
+        let mut older = accepted.iter().filter_map(|&o| Some((underlays[o].name, underlays[o].accepted()?)));
         let verdict = same_asn(settings, &underlays[u].nodes, nodes, calico_asn)
             .or_else(|| older.clone().next().and_then(|(name, first)| differs(settings, name, first)))
-            .or_else(|| older.clone().find_map(|(name, other)| shares_vteps(settings, name, other)));
+            .or_else(|| older.find_map(|(name, other)| shares_vteps(settings, name, other)));
         match verdict {
             None => accepted.push(u),
             Some(verdict) => underlays[u].settings = Err(verdict),

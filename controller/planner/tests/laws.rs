@@ -1,0 +1,260 @@
+//! Laws that every plan obeys, on clusters drawn at random.
+
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use calico_vni_crds::calico::{BgpFilterRule, FilterAction, MatchOperator};
+use calico_vni_planner::{
+    Plan, Snapshot, plan,
+    simulate::{carry_out, settle},
+};
+use calico_vni_proto::{model::NodeConfig, names};
+use ipnet::IpNet;
+use proptest::prelude::*;
+
+fn injective<K: Ord + std::fmt::Debug, V: Eq + std::fmt::Debug>(
+    pairs: impl IntoIterator<Item = (K, V)>,
+    what: &str,
+) {
+    let mut seen: BTreeMap<K, V> = BTreeMap::new();
+    for (key, value) in pairs {
+        if let Some(other) = seen.get(&key) {
+            assert_eq!(other, &value, "{what} {key:?} belongs to two");
+        }
+        seen.insert(key, value);
+    }
+}
+
+fn tenants(plan: &Plan) -> impl Iterator<Item = &calico_vni_proto::model::Tenant> {
+    plan.nodes.values().flat_map(|n| &n.tenants)
+}
+
+fn nothing_is_shared(plan: &Plan) {
+    let allocated = plan.allocations.tenants.iter().map(|(name, a)| (name.as_str(), a.vni, a.link_index));
+    let used = tenants(plan).map(|t| (t.name.as_str(), t.vni, t.link_index));
+    let numbers: Vec<_> = used.chain(allocated).collect();
+    injective(numbers.iter().map(|(name, vni, _)| (*vni, *name)), "VNI");
+    injective(numbers.iter().map(|(name, vni, _)| (names::table(*vni), *name)), "table");
+    injective(numbers.iter().map(|(name, _, link)| (*link, *name)), "link index");
+    injective(numbers.iter().map(|(name, vni, link)| (*name, (*vni, *link))), "tenant");
+    injective(plan.guard.tenants.iter().map(|t| (t.vni, t.name.as_str())), "VNI in the guard");
+    injective(plan.guard.tenants.iter().map(|t| (t.name.as_str(), t.vni)), "tenant in the guard");
+    injective(
+        tenants(plan).flat_map(|t| [t.host_v4, t.router_v4()].map(|a| (a, t.name.as_str()))),
+        "address",
+    );
+    injective(
+        tenants(plan).flat_map(|t| [t.host_v6, t.router_v6()].map(|a| (a, t.name.as_str()))),
+        "address",
+    );
+    injective(plan.peers.values().map(|p| (p.spec.peer_ip.as_ref(), p.name())), "peer");
+    let routers = plan.nodes.values().filter_map(|n| Some((n.underlay.as_ref()?.vtep, n.node.as_str())));
+    injective(routers, "VTEP");
+    let distinguishers = plan.nodes.values().flat_map(|n| {
+        let vtep = n.underlay.as_ref().map(|u| u.vtep);
+        n.tenants.iter().map(move |t| ((vtep, t.link_index), (n.node.as_str(), t.name.as_str())))
+    });
+    injective(distinguishers, "route distinguisher");
+    for node in plan.nodes.values() {
+        let mut vnis: Vec<u32> = node.tenants.iter().map(|t| t.vni).collect();
+        assert!(vnis.is_sorted(), "{vnis:?} on {}", node.node);
+        vnis.dedup();
+        assert_eq!(vnis.len(), node.tenants.len(), "twice on {}", node.node);
+        assert!(
+            node.underlay.is_some() || node.tenants.is_empty(),
+            "tenants without an underlay on {}",
+            node.node
+        );
+    }
+}
+
+fn rules_are_sound(rules: &[BgpFilterRule], v6: bool) {
+    assert!(!rules.is_empty(), "no rule leaves the family open");
+    for rule in rules {
+        assert_eq!(rule.cidr.is_some(), rule.match_operator.is_some(), "{rule:?}");
+        let cidr: Option<IpNet> = rule.cidr.as_ref().map(|cidr| cidr.parse().unwrap());
+        if let Some(cidr) = cidr {
+            assert_eq!(matches!(cidr, IpNet::V6(_)), v6, "{rule:?}");
+            assert_eq!(cidr, cidr.trunc(), "{rule:?}");
+        }
+        if let Some(length) = rule.prefix_length {
+            let cidr = cidr.expect("a length goes with a prefix");
+            let (min, max) = (length.min.unwrap(), length.max.unwrap());
+            assert!(cidr.prefix_len() <= min && min <= max && max <= cidr.max_prefix_len(), "{rule:?}");
+        }
+        if rule.action == FilterAction::Accept {
+            assert!(
+                rule.match_operator == Some(MatchOperator::In) && rule.prefix_length.is_some(),
+                "{rule:?}"
+            );
+        }
+    }
+}
+
+fn filters_are_sound(plan: &Plan) {
+    for filter in plan.filters.values() {
+        let spec = &filter.spec;
+        rules_are_sound(&spec.export_v4, false);
+        rules_are_sound(&spec.export_v6, true);
+        for import in [&spec.import_v4, &spec.import_v6] {
+            assert_eq!(import, &[BgpFilterRule::default()], "an import is always refused");
+        }
+    }
+    for peer in plan.peers.values() {
+        let filters = peer.spec.filters.as_ref().expect("a peer has a filter");
+        assert!(filters.iter().all(|f| plan.filters.contains_key(f)), "{} lacks its filter", peer.name());
+        assert!(
+            peer.spec.node_selector.is_some() && peer.spec.as_number.is_some_and(|asn| asn > 0),
+            "{peer:?}"
+        );
+    }
+}
+
+fn the_guard_knows_all(snapshot: &Snapshot, plan: &Plan) {
+    let guarded: BTreeSet<(&str, u32, IpNet)> = plan
+        .guard
+        .tenants
+        .iter()
+        .flat_map(|t| t.pools.iter().map(|p| (t.name.as_str(), t.vni, *p)))
+        .collect();
+    for tenant in tenants(plan) {
+        for pool in &tenant.pools {
+            assert!(
+                guarded.contains(&(&tenant.name, tenant.vni, pool.cidr)),
+                "{} of {} is not guarded",
+                pool.cidr,
+                tenant.name
+            );
+        }
+    }
+    let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+    let mut open: Vec<IpNet> = guarded.iter().map(|(_, _, net)| *net).collect();
+    for (i, net) in open.iter().enumerate() {
+        assert!(!open[i + 1..].iter().any(|other| overlap(net, other)), "{net} is shared by pools");
+    }
+    for pool in &snapshot.pools {
+        let Ok(net) = pool.spec.cidr.parse::<IpNet>() else { continue };
+        if pool.annotations().is_empty() {
+            assert!(!open.iter().any(|o| overlap(o, &net.trunc())), "{net} is no tenant's");
+        }
+    }
+    for closed in &plan.guard.quarantined {
+        assert!(!open.iter().any(|o| overlap(o, closed)), "{closed} is quarantined and open");
+    }
+    open.extend(&plan.guard.quarantined);
+    open.extend(
+        snapshot
+            .pools
+            .iter()
+            .filter(|p| p.annotations().is_empty())
+            .filter_map(|p| p.spec.cidr.parse::<IpNet>().ok()),
+    );
+    for underlay in &snapshot.underlays {
+        open.extend(
+            [&underlay.spec.vtep_cidr, &underlay.spec.host_link_cidr]
+                .iter()
+                .filter_map(|c| c.parse::<IpNet>().ok()),
+        );
+    }
+    let annotated = snapshot.pools.iter().filter(|p| !p.annotations().is_empty());
+    for net in annotated.filter_map(|p| p.spec.cidr.parse::<IpNet>().ok()) {
+        assert!(open.iter().any(|o| overlap(o, &net.trunc())), "{net} is annotated and goes anywhere");
+    }
+}
+
+fn labels_go_before_what_they_admit(snapshot: &Snapshot, plan: &Plan) {
+    for node in &snapshot.nodes {
+        let name = node.metadata.name.as_deref().unwrap();
+        let labels = &plan.labels[name];
+        if let Some(config) = plan.nodes.get(name) {
+            let carried: BTreeSet<&str> = config.tenants.iter().map(|t| t.name.as_str()).collect();
+            assert!(
+                labels.iter().all(|label| carried.contains(label.as_str())),
+                "{name} is labelled for more than it carries"
+            );
+        }
+        for label in labels {
+            assert!(
+                plan.filters.contains_key(&format!("calico-vni-{label}")),
+                "{name}: {label} is ready and has no filter"
+            );
+        }
+    }
+}
+
+fn without<'a, V>(map: &'a BTreeMap<String, V>, tenant: Option<&str>) -> BTreeMap<&'a str, &'a V> {
+    map.iter().map(|(k, v)| (k.as_str(), v)).filter(|(k, _)| tenant.is_none_or(|t| !k.ends_with(t))).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_plan_is_sound(snapshot in world::any_snapshot()) {
+        let mut now = snapshot;
+        // Also on the way to where it comes to rest.
+        for _ in 0..4 {
+            let planned = plan(&now);
+            nothing_is_shared(&planned);
+            filters_are_sound(&planned);
+            the_guard_knows_all(&now, &planned);
+            labels_go_before_what_they_admit(&now, &planned);
+            now = carry_out(&now, &planned);
+        }
+    }
+
+    #[test]
+    fn a_plan_that_is_carried_out_comes_to_rest(snapshot in world::any_snapshot()) {
+        let (rest, planned) = settle(&snapshot).expect("it comes to rest");
+        prop_assert!(planned.allocations.is_empty() && planned.tenants.is_empty());
+        prop_assert!(planned.tenants_to_delete.is_empty() && planned.finished_tenants.is_empty());
+        let again = carry_out(&rest, &planned);
+        prop_assert_eq!(&again.tenants, &rest.tenants);
+        prop_assert_eq!(&again.nodes, &rest.nodes);
+        prop_assert_eq!(&again.agents, &rest.agents);
+        prop_assert_eq!(plan(&again), planned);
+    }
+
+    #[test]
+    fn the_order_of_the_input_never_matters(
+        (snapshot, shuffled) in world::any_snapshot().prop_flat_map(|s| {
+            let shuffled = (
+                Just(s.tenants.clone()).prop_shuffle(), Just(s.underlays.clone()).prop_shuffle(),
+                Just(s.pools.clone()).prop_shuffle(), Just(s.blocks.clone()).prop_shuffle(), Just(s.nodes.clone()).prop_shuffle(),
+            );
+            (Just(s), shuffled)
+        })
+    ) {
+        let (tenants, underlays, pools, blocks, nodes) = shuffled;
+        let other = Snapshot { tenants, underlays, pools, blocks, nodes, ..snapshot.clone() };
+        prop_assert_eq!(plan(&other), plan(&snapshot));
+    }
+
+    #[test]
+    fn a_bad_object_changes_no_other_tenants_plan(snapshot in world::any_snapshot()) {
+        let (rest, before) = settle(&snapshot).expect("it comes to rest");
+        for (what, objects, touched) in world::bad_objects() {
+            // Where nobody has that VNI there is nothing bad about asking for it.
+            if what.contains("another's VNI") && !before.guard.tenants.iter().any(|t| t.vni == 1001) {
+                continue;
+            }
+            let bad = Snapshot::from_objects(objects).unwrap();
+            let mut with = rest.clone();
+            with.tenants.extend(bad.tenants);
+            with.pools.extend(bad.pools);
+            with.underlays.extend(bad.underlays);
+            let after = plan(&with);
+            prop_assert_eq!(without(&after.peers, touched), without(&before.peers, touched), "{}", what);
+            prop_assert_eq!(without(&after.filters, touched), without(&before.filters, touched), "{}", what);
+            prop_assert_eq!(without(&after.tenant_status, touched), without(&before.tenant_status, touched), "{}", what);
+            prop_assert_eq!(&after.guard.tenants, &before.guard.tenants, "{}", what);
+            prop_assert_eq!(&after.labels, &before.labels, "{}", what);
+            // A node of no underlay that a refused one selects is no longer cleared, but left as it is.
+            let cleared = |node: &&NodeConfig| node.underlay.is_none() && what.contains("underlay");
+            let kept = |plan: &Plan| plan.nodes.values().filter(|n| !cleared(n)).cloned().collect::<Vec<_>>();
+            prop_assert_eq!(kept(&after), kept(&before), "{}", what);
+            prop_assert!(!after.notices.is_subset(&before.notices), "{} is not told", what);
+        }
+    }
+}
