@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use calico_vni_e2e::{lab::Lab, nodes, step};
+use calico_vni_crds::calico::CalicoApi;
+use calico_vni_e2e::{nodes, scenarios, step, world::World};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -19,6 +20,14 @@ struct Arguments {
 enum Work {
     /// Start the lab and leave it up until Ctrl-C.
     Up,
+    /// Show the main job, with the matrix of who reaches whom.
+    Demo,
+    /// Play all scenarios, or those whose names contain a text.
+    Test {
+        /// Part of a scenario's name.
+        #[arg(default_value = "")]
+        filter: String,
+    },
     /// The node side; the lab starts it itself.
     #[command(hide = true)]
     Nodes(nodes::server::Options),
@@ -49,12 +58,19 @@ async fn run() -> Result<()> {
 }
 
 async fn work(work: Work) -> Result<()> {
+    if let Work::Nodes(options) = work {
+        return nodes::server::run(options).await;
+    }
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        anyhow::bail!("another TLS provider was installed before");
+    }
+    let mut world = World::start(CalicoApi::V3).await?;
     match work {
-        Work::Nodes(options) => nodes::server::run(options).await,
-        Work::Up => {
-            let lab = Lab::start().await?;
-            step!("up; Ctrl-C ends it. {}", lab.directory.display());
+        Work::Nodes(_) | Work::Up => {
+            step!("up; Ctrl-C ends it. {}", world.lab.directory.display());
             std::future::pending().await
         }
+        Work::Demo => scenarios::play(&mut world, "demo").await,
+        Work::Test { filter } => scenarios::play(&mut world, &filter).await,
     }
 }
