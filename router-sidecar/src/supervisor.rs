@@ -5,12 +5,12 @@
 //! zebra that sees bgpd go deletes every remote router's MAC at once. Killed first, it leaves all of it standing, and
 //! the next zebra adopts it.
 //!
-//! Touches the state directory `/var/run/frr/<pathspace>`, one link in `/etc/frr`, and the processes it started.
+//! Touches the state directory `/var/run/frr/<pathspace>` and the processes it started.
 
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::fs::{PermissionsExt as _, symlink},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::Arc,
@@ -40,8 +40,6 @@ use crate::{
 
 /// Where FRR is built to keep its sockets, in Debian and in FRR's own images.
 pub const RUN_DIR: &str = "/var/run/frr";
-/// Where FRR is built to look for its files.
-const CONFIG_DIR: &str = "/etc/frr";
 /// Whom the daemons run as; their default too.
 const USER: &str = "frr";
 
@@ -105,14 +103,6 @@ pub enum Error {
     /// Another supervisor has the state directory.
     #[error("{} is in use by another `calico-vni-router frr`; stop it or choose another pathspace", .0.display())]
     InUse(PathBuf),
-    /// Something else is where the link has to be.
-    #[error("{} has to be a link to {}, where mgmtd finds its files; move away what is there", link.display(), to.display())]
-    NoLink {
-        /// The place.
-        link: PathBuf,
-        /// Where it shall point.
-        to: PathBuf,
-    },
     /// The namespace.
     #[error(transparent)]
     Netns(#[from] NetnsError),
@@ -150,9 +140,6 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let (mut terminate, mut interrupt) = (ends(SignalKind::terminate())?, ends(SignalKind::interrupt())?);
     let _lock = prepare(&options, &state_dir)?;
     let version = version(&options.daemons).await?;
-    if version.has_mgmtd() {
-        link_config(&options.pathspace, &state_dir)?;
-    }
     kill_leftovers(&options.pathspace, &state_dir).await;
     let netns = options.router_netns.as_deref().map(Netns::open).transpose()?;
     let set = Arc::new(Set { options, state_dir, netns });
@@ -271,6 +258,9 @@ impl Set {
             kill_child(daemon, &mut child).await;
             return Err(outcome.unwrap_or_else(|source| lost(daemon, source)));
         }
+        if daemon == Daemon::Mgmtd && !stop.is_cancelled() {
+            self.remind().await;
+        }
         if !stop.is_cancelled()
             && let Some(tell) = tell.take()
         {
@@ -285,6 +275,14 @@ impl Set {
             status = child.wait() => status,
         }
         .map_err(|source| lost(daemon, source))
+    }
+
+    /// mgmtd takes no option that names its file, and the place where it looks is the same for every pathspace. So it
+    /// is told its part, which is in zebra's file, whenever it has started.
+    async fn remind(&self) {
+        if let Err(error) = Driver::new(self.state_dir.clone()).load_vrfs().await {
+            warn!(%error, "mgmtd could not be told its configuration; the agent puts it right");
+        }
     }
 
     /// Starts it inside the namespace, in a process group of its own: a terminal's interrupt is for us alone, since
@@ -355,7 +353,7 @@ fn prepare(options: &Options, state_dir: &Path) -> Result<Flock<fs::File>, Error
         Some(path) => frr::split(&on(path, "read", |file| fs::read_to_string(file))?),
         None => BTreeMap::default(),
     };
-    for daemon in [Daemon::Zebra, Daemon::Bgpd, Daemon::Mgmtd] {
+    for daemon in [Daemon::Zebra, Daemon::Bgpd] {
         let path = Driver::file(state_dir, daemon);
         if !path.exists() {
             on(&path, "write", |path| {
@@ -365,19 +363,6 @@ fn prepare(options: &Options, state_dir: &Path) -> Result<Flock<fs::File>, Error
         }
     }
     Ok(lock)
-}
-
-/// mgmtd takes no option that names its file; it looks in one place for its own and for zebra's.
-fn link_config(pathspace: &str, state_dir: &Path) -> Result<(), Error> {
-    let link = Path::new(CONFIG_DIR).join(pathspace);
-    if fs::read_link(&link).is_ok_and(|to| to == state_dir) {
-        return Ok(());
-    }
-    if link.symlink_metadata().is_ok() {
-        return Err(Error::NoLink { link, to: state_dir.to_owned() });
-    }
-    on(Path::new(CONFIG_DIR), "make", |dir| fs::create_dir_all(dir))?;
-    on(&link, "make the link", |link| symlink(state_dir, link))
 }
 
 async fn version(daemons: &Path) -> Result<Version, Error> {

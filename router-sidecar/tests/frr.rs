@@ -2,6 +2,9 @@
 //!
 //! Needs root, FRR and `ip`. VRFs are configured without their devices, so that any kernel does; the tenants' sessions
 //! are tried in the lab, where the kernel has VRF.
+//!
+//! `CALICO_VNI_FRR_ROOT` may name a root directory with another release of FRR, made by
+//! `mmdebstrap --include=frr trixie DIR`; the daemons then run in it.
 
 use std::{
     fs,
@@ -71,7 +74,12 @@ impl Router {
     }
 
     fn state_dir(&self) -> PathBuf {
-        Path::new(RUN_DIR).join(&self.name)
+        let run_dir = Path::new(RUN_DIR).join(&self.name);
+        match other_root() {
+            None => run_dir,
+            // There `/var/run` is a link to `/run` of the root that is not this one.
+            Some(root) => root.join("run/frr").join(&self.name),
+        }
     }
 
     fn driver(&self) -> Driver {
@@ -140,19 +148,37 @@ impl Drop for Router {
             }
         }
         fs::remove_dir_all(self.state_dir()).ok();
-        fs::remove_file(Path::new("/etc/frr").join(&self.name)).ok();
         fs::remove_file(std::env::temp_dir().join(format!("{}.conf", self.name))).ok();
         Netns::remove(&netns(&self.name)).ok();
     }
 }
 
 fn supervise(name: &str, initial: Option<&Path>) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_calico-vni-router"));
+    let binary = env!("CARGO_BIN_EXE_calico-vni-router");
+    let mut command = match other_root() {
+        None => Command::new(binary),
+        Some(root) => {
+            // A mount namespace of its own, so that nothing stays mounted.
+            let script = r#"
+                root=$1 binary=$2; shift 2
+                mkdir -p "$root/run/netns"; touch "$root/run/calico-vni-router"
+                for dir in /proc /dev /run/netns /tmp; do mount --rbind "$dir" "$root$dir"; done
+                mount --bind "$binary" "$root/run/calico-vni-router"
+                exec chroot "$root" /run/calico-vni-router "$@""#;
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "sh", "-ec", script, "sh"]).arg(root).arg(binary);
+            command
+        }
+    };
     command.args(["frr", "--pathspace", name, "--router-netns"]).arg(netns(name));
     if let Some(file) = initial {
         command.arg("--initial").arg(file);
     }
     command
+}
+
+fn other_root() -> Option<PathBuf> {
+    std::env::var_os("CALICO_VNI_FRR_ROOT").map(PathBuf::from)
 }
 
 fn netns(name: &str) -> PathBuf {
@@ -279,8 +305,8 @@ async fn tenants_come_and_go_and_the_others_do_not_notice() {
 
     // The node's own address goes out and nothing that came in does, though both leaves would take it.
     until("both leaves' routes", async || {
-        let routes = router.kernel_routes();
-        if leaves.iter().all(|leaf| routes.contains(&leaf.to_string())) { Ok(()) } else { Err(routes) }
+        let kernel = router.kernel_routes();
+        if leaves.iter().all(|leaf| kernel.contains(&leaf.to_string())) { Ok(()) } else { Err(kernel) }
     })
     .await;
     for peer in neighbors {
@@ -346,10 +372,16 @@ async fn what_frr_refuses_fails_alone_and_what_is_foreign_stays() {
     for (daemon, lines) in foreign {
         let mut vty = Vty::connect(&router.driver().socket(daemon)).await.unwrap();
         vty.ask(version.enter(daemon)).await.unwrap();
-        for line in lines {
+        // As one transaction: the management daemon takes nothing otherwise.
+        for line in [&["XFRR_start_configuration"], lines, &["XFRR_end_configuration"]].concat() {
             vty.ask(line).await.unwrap();
         }
     }
+    until("the VNI of the foreign VRF", async || {
+        let l3vnis = router.driver().l3vnis().await.map_err(|e| e.to_string())?;
+        if l3vnis.iter().any(|l| l.vrf == "red") { Ok(()) } else { Err(format!("{l3vnis:?}")) }
+    })
+    .await;
     let mut wanted = node(&["192.0.2.1"], (1..=4).map(tenant).collect());
     // A target that matches everything cannot be exported.
     wanted.tenants[2].export_rts = vec!["*:7".parse().unwrap()];
@@ -393,8 +425,8 @@ async fn daemons_are_kept_running_and_stopped_without_losing_a_route() {
     assert_eq!(refused(&router.converge(&wanted).await), []);
     let learned = async || {
         until("the leaf's route in the kernel", async || {
-            let routes = router.kernel_routes();
-            if routes.contains("10.255.0.100") { Ok(()) } else { Err(routes) }
+            let kernel = router.kernel_routes();
+            if kernel.contains("10.255.0.100") { Ok(()) } else { Err(kernel) }
         })
         .await;
     };
@@ -433,8 +465,8 @@ async fn daemons_are_kept_running_and_stopped_without_losing_a_route() {
     .await;
     router.established("192.0.2.1").await;
     until("the leaf's route in the kernel", async || match router.kernel_routes() {
-        routes if routes.contains("10.255.0.100") => Ok(()),
-        routes => Err(routes),
+        kernel if kernel.contains("10.255.0.100") => Ok(()),
+        kernel => Err(kernel),
     })
     .await;
 
@@ -442,8 +474,8 @@ async fn daemons_are_kept_running_and_stopped_without_losing_a_route() {
     router.signal("-TERM");
     assert!(router.supervisor.wait().unwrap().success());
     assert!(!pids.iter().any(|pid| is_alive(&router.name, pid)));
-    let routes = router.kernel_routes();
-    assert!(routes.contains("10.255.0.100"), "zebra ended first and outright, so they stay: {routes}");
+    let kernel = router.kernel_routes();
+    assert!(kernel.contains("10.255.0.100"), "zebra ended first and outright, so they stay: {kernel}");
 }
 
 #[test]

@@ -94,7 +94,7 @@ impl Config {
 
     /// The whole file with which a daemon starts cold.
     ///
-    /// mgmtd reads zebra's file for what it owns, so VRFs stand there in every version, and its own is empty.
+    /// VRFs stand in zebra's file in every version. mgmtd has none of its own: it is told them when it has started.
     pub fn to_file(&self, daemon: Daemon, version: Version) -> String {
         let mut out = format!("frr version {version}\nfrr defaults traditional\n!\n");
         match daemon {

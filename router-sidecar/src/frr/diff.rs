@@ -168,9 +168,8 @@ fn remove_tenant(section: &Section, observed: &Observed) -> Option<Op> {
     let name = names::vrf(section.vni);
     let mut delta = Delta::default();
     if let Some(l3vni) = section.l3vni {
-        let recall = [format!("vrf {name}"), format!("vni {l3vni}"), "exit-vrf".to_owned()];
         if observed.forgotten.contains(&section.vni) {
-            delta.recall.extend(recall);
+            delta.recall.extend(vrf_lines(section));
         }
         delta.vrf.extend([format!("vrf {name}"), format!("no vni {l3vni}"), "exit-vrf".to_owned()]);
     }
@@ -181,6 +180,13 @@ fn remove_tenant(section: &Section, observed: &Observed) -> Option<Op> {
     delta.bgp.extend(section.bgp.as_ref().map(|b| format!("no {}", b.header)));
     delta.policy.extend(section.lists.iter().map(|line| format!("no {line}")));
     (!delta.is_empty()).then(|| Op::RemoveTenant(TenantRef { vni: section.vni, name: String::new() }, delta))
+}
+
+/// What makes a VRF and its VNI.
+pub fn vrf_lines(section: &Section) -> Vec<String> {
+    let vni = section.l3vni.iter().map(|vni| format!("vni {vni}"));
+    let head = [format!("vrf {}", names::vrf(section.vni))];
+    head.into_iter().chain(vni).chain(["exit-vrf".to_owned()]).collect()
 }
 
 fn remove_global(have: &Global) -> Option<Op> {

@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 use super::{
     batch::{self, Part, Refusal},
     config::Config,
-    diff::{Delta, Op, TenantRef},
+    diff::{self, Delta, Op, TenantRef},
     parse::parse,
     sessions::{self, L3Vni, SessionState},
     version::{Daemon, Version, VersionError},
@@ -48,8 +48,10 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// A configuration file.
-    #[error("cannot write {}: {source}", path.display())]
+    #[error("cannot {what} {}: {source}", path.display())]
     File {
+        /// The verb.
+        what: &'static str,
         /// The file.
         path: PathBuf,
         /// Why.
@@ -191,10 +193,30 @@ impl Driver {
     /// Writes the files with which the daemons start again, from what FRR has now.
     pub async fn save(&self) -> Result<(), Error> {
         let Observed { version, config, .. } = self.observe().await?;
-        for daemon in version.daemons() {
-            let path = Self::file(&self.state_dir, *daemon);
-            let text = config.to_file(*daemon, version);
-            write_whole(&path, &text).await.map_err(|source| Error::File { path, source })?;
+        for daemon in [Daemon::Zebra, Daemon::Bgpd] {
+            let path = Self::file(&self.state_dir, daemon);
+            let text = config.to_file(daemon, version);
+            write_whole(&path, &text).await.map_err(|source| Error::File { what: "write", path, source })?;
+        }
+        Ok(())
+    }
+
+    /// Gives a management daemon that has just started what zebra's file says of VRFs.
+    pub async fn load_vrfs(&self) -> Result<(), Error> {
+        let daemon = Daemon::Mgmtd;
+        let path = Self::file(&self.state_dir, Daemon::Zebra);
+        let text = tokio::fs::read_to_string(&path).await;
+        let text = text.map_err(|source| Error::File { what: "read", path, source })?;
+        let lines: Vec<String> = parse(&text).tenants.iter().flat_map(diff::vrf_lines).collect();
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let mut vty = self.open(daemon).await?;
+        let version: Version = ask(&mut vty, daemon, "show version").await?.parse()?;
+        let refusals = batch::transaction(&mut vty, daemon, version, &[Part { op: 0, lines: &lines }]).await;
+        let refusals = refusals.map_err(|source| Error::Vty { daemon, source })?;
+        for (_, error) in refusals {
+            warn!(%error, "a restarted daemon takes no longer what FRR had");
         }
         Ok(())
     }
