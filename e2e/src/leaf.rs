@@ -1,9 +1,10 @@
 //! The leaf: the fabric's router, FRR 8.4 or newer in its own namespace. Renders its configuration and starts its daemons.
 
-use std::fmt::Write as _;
-use std::time::Duration;
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
+use ipnet::IpNet;
+use serde_json::Value;
 
 use crate::{
     nodes::{client::Nodes, protocol::Command},
@@ -104,7 +105,61 @@ pub async fn start(nodes: &Nodes, members: &[Node]) -> Result<()> {
 }
 
 /// The leaf's type-5 routes as FRR prints them.
-pub async fn type5_routes(nodes: &Nodes) -> Result<String> {
-    let texts = nodes.vty(BGPD, &["show bgp l2vpn evpn route type prefix"]).await?;
-    texts.into_iter().next().context("no answer")
+pub async fn type5_text(nodes: &Nodes) -> Result<String> {
+    Ok(nodes.vty(BGPD, &[TYPE5]).await?.concat())
+}
+
+const TYPE5: &str = "show bgp l2vpn evpn route type prefix";
+
+/// A type-5 route at the leaf.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Type5 {
+    /// Route distinguisher.
+    pub rd: String,
+    /// What it leads to.
+    pub prefix: IpNet,
+    /// Tunnel end point that it leads by.
+    pub next_hop: String,
+    /// Route targets, as FRR writes them: `RT:65001:1001`.
+    pub targets: Vec<String>,
+}
+
+/// The leaf's type-5 routes, the best path of each.
+pub async fn type5(nodes: &Nodes) -> Result<Vec<Type5>> {
+    let text = nodes.vty(BGPD, &[&format!("{TYPE5} json")]).await?.concat();
+    parse_type5(&text)
+}
+
+fn parse_type5(text: &str) -> Result<Vec<Type5>> {
+    let table: BTreeMap<String, Value> = serde_json::from_str(text).context("the leaf's routes")?;
+    let mut routes = Vec::new();
+    for (rd, entries) in table.iter().filter(|(_, v)| v.is_object()) {
+        for (name, entry) in
+            entries.as_object().into_iter().flatten().filter(|(name, _)| name.starts_with("[5]:"))
+        {
+            // `[5]:[0]:[26]:[10.200.0.0]`
+            let parts: Vec<&str> = name.split(':').map(|p| p.trim_matches(['[', ']'])).collect();
+            let (length, address) =
+                (parts.get(2), name.rsplit_once('[').map(|(_, a)| a.trim_end_matches(']')));
+            let (Some(length), Some(address)) = (length, address) else { bail!("a route named {name}") };
+            let prefix =
+                format!("{address}/{length}").parse().with_context(|| format!("a route named {name}"))?;
+            // Paths come as a list of lists of one.
+            let paths: Vec<&Value> =
+                entry["paths"].as_array().into_iter().flatten().flat_map(one_or_many).collect();
+            let Some(best) = paths.iter().find(|p| p["bestpath"] == true).or(paths.first()) else { continue };
+            let targets = best["extendedCommunity"]["string"].as_str().unwrap_or_default();
+            routes.push(Type5 {
+                rd: rd.clone(),
+                prefix,
+                next_hop: best["nexthops"][0]["ip"].as_str().unwrap_or_default().to_owned(),
+                targets: targets.split(' ').filter(|t| t.starts_with("RT:")).map(str::to_owned).collect(),
+            });
+        }
+    }
+    Ok(routes)
+}
+
+fn one_or_many(value: &Value) -> Vec<&Value> {
+    value.as_array().map_or_else(|| vec![value], |list| list.iter().collect())
 }

@@ -2,7 +2,7 @@
 //!
 //! The lab knows namespaces and wires; this knows who runs in them and how they find each other.
 
-use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use calico_vni_crds::calico::{CalicoApi, IpPool};
@@ -15,14 +15,24 @@ use crate::{
     calico::{confd::Confd, ipam, ipam::Ipam},
     lab::Lab,
     matrix::{Kind, Place},
-    nodes::protocol::Command,
     paths,
     sink::NodeBird,
     site::free_ports,
     step,
-    topology::{FABRIC_TENANTS, FabricTenant, Node, PodLink},
+    topology::{FABRIC_TENANTS, FabricTenant, PodLink},
     wait,
 };
+
+mod cluster;
+mod evidence;
+mod router;
+mod tenants;
+
+pub use router::Router;
+pub use tenants::Matrix;
+
+/// What a busy machine may take for what takes seconds.
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Port on every node's own loopback by which its agent reaches the controller.
 const CONTROLLER: u16 = 9443;
@@ -37,6 +47,8 @@ pub struct World {
     pub ipam: Ipam,
     /// Group of Calico's kinds in this run.
     pub calico: CalicoApi,
+    /// The administrator's client.
+    pub client: kube::Client,
     controller: Process,
     controller_port: u16,
     pods: Vec<Place>,
@@ -52,7 +64,8 @@ impl Drop for World {
 impl World {
     /// Starts everything. Tenants and their pools come later, by whoever plays a scenario.
     pub async fn start(calico: CalicoApi) -> Result<Self> {
-        let programs = std::env::var_os("KUBEBUILDER_ASSETS").map_or_else(|| paths::target("kube"), |p| Ok(p.into()))?;
+        let programs =
+            std::env::var_os("KUBEBUILDER_ASSETS").map_or_else(|| paths::target("kube"), |p| Ok(p.into()))?;
         let data = paths::target("lab")?.join(format!("api-{}", std::process::id()));
         let (lab, api) = try_join(Lab::start(), ApiSide::start(&data, &programs)).await?;
         step!("API server ready: export KUBECONFIG={}", api.kubeconfig(User::Admin).display());
@@ -67,12 +80,13 @@ impl World {
             lab,
             api,
             calico,
+            client: client.clone(),
         };
         world.cluster().await?;
         let sink = NodeBird::new(world.lab.nodes().clone());
         tokio::spawn(Confd::new(client, calico, sink).run(world.stop.clone()));
         world.start_controller().await?;
-        try_join_all(world.lab.members.iter().map(|node| world.start_router(node))).await?;
+        try_join_all(world.lab.members.iter().map(|node| world.router(node).start(&world))).await?;
         world.underlay_up().await?;
         Ok(world)
     }
@@ -88,20 +102,26 @@ impl World {
         }
         self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=120s"]).await?;
         // The role is bound to the user that the controller is here, as it is to its service account in a cluster.
-        let (role, user) = ("--clusterrole=calico-vni-controller", format!("--user={}", User::Controller.name()));
+        let (role, user) =
+            ("--clusterrole=calico-vni-controller", format!("--user={}", User::Controller.name()));
         self.kubectl(&["create", "clusterrolebinding", "lab", role, &user]).await?;
         for node in &self.lab.members {
             let address = ipnet::Ipv4Net::new(node.address(), 24)?;
             self.ipam.put_node(&ipam::node(&node.name, Some(address), None, BTreeMap::new())).await?;
         }
-        self.apply(&self.manifest("BGPConfiguration", "default", &serde_json::json!({ "asNumber": 64512 }))).await?;
+        self.apply(&self.manifest("BGPConfiguration", "default", &serde_json::json!({ "asNumber": 64512 })))
+            .await?;
         let kind = match self.calico {
             CalicoApi::V3 => "IPAMConfiguration",
             CalicoApi::CrdV1 => "IPAMConfig",
         };
         self.apply(&self.manifest(kind, "default", &serde_json::json!({ "strictAffinity": true }))).await?;
-        self.apply(&self.manifest("IPPool", "default", &serde_json::json!({ "cidr": crate::topology::default_pool() })))
-            .await?;
+        self.apply(&self.manifest(
+            "IPPool",
+            "default",
+            &serde_json::json!({ "cidr": crate::topology::default_pool() }),
+        ))
+        .await?;
         self.apply_file("examples/underlay.yaml").await?;
         Ok(())
     }
@@ -128,40 +148,19 @@ impl World {
         self.controller.kill().await
     }
 
-    async fn start_router(&self, node: &Node) -> Result<()> {
-        let (nodes, name) = (self.lab.nodes(), &node.name);
-        let router = self.lab.site.programs.path("calico-vni-router");
-        let netns = format!("/run/netns/{}", node.router());
-        let init = [router.as_str(), "init", "--router-netns", &netns].map(str::to_owned).to_vec();
-        let init = nodes.exec(Command { argv: init, timeout_ms: 60_000, ..Command::default() }).await?;
-        ensure!(init.code == 0, "calico-vni-router init on {name}: {}", init.stderr);
-
-        let listen = SocketAddr::from(([127, 0, 0, 1], CONTROLLER));
-        let to = SocketAddr::new(self.lab.site.outside, self.controller_port);
-        nodes.forward(&link(name), name, listen, to).await?;
-
-        let frr = [router.as_str(), "frr", "--router-netns", &netns, "--pathspace", name];
-        self.spawn(node, "frr", &frr).await?;
-        let (frr_dir, state) = (frr_dir(name), format!("/var/lib/calico-vni/{name}"));
-        let run = [router.as_str(), "run", "--node", name, "--router-netns", &netns, "--frr-dir", &frr_dir];
-        let run = [&run[..], &["--state-dir", &state]].concat();
-        self.spawn(node, "agent", &run).await
-    }
-
-    async fn spawn(&self, node: &Node, what: &str, argv: &[&str]) -> Result<()> {
-        let argv = argv.iter().map(|&a| a.to_owned()).collect();
-        let command = Command { netns: Some(node.name.clone()), argv, ..Command::default() };
-        self.lab.nodes().spawn(&format!("{}-{what}", node.name), command).await?;
-        Ok(())
-    }
-
     async fn underlay_up(&self) -> Result<()> {
         let all = format!("{0}/{0}", self.lab.members.len());
-        wait::until("all routers to have their sessions with the leaf", Duration::from_secs(180), async || {
-            let seen = self.kubectl(&["get", "underlay", "fabric", "-o", "jsonpath={.status.sessions.ready}"]).await?;
-            ensure!(seen == all, "sessions {seen} of {all}");
-            Ok(())
-        })
+        wait::until(
+            "all routers to have their sessions with the leaf",
+            Duration::from_secs(180),
+            async || {
+                let seen = self
+                    .kubectl(&["get", "underlay", "fabric", "-o", "jsonpath={.status.sessions.ready}"])
+                    .await?;
+                ensure!(seen == all, "sessions {seen} of {all}");
+                Ok(())
+            },
+        )
         .await?;
         step!("routers ready: {all} sessions with the leaf");
         Ok(())
@@ -179,7 +178,10 @@ impl World {
             return self.kubectl(&["apply", "-f", &whole.to_string_lossy()]).await;
         }
         let text = fs::read_to_string(&whole).with_context(|| format!("cannot read {path}"))?;
-        self.apply_text(&text.replace("apiVersion: projectcalico.org/v3", "apiVersion: crd.projectcalico.org/v1")).await
+        self.apply_text(
+            &text.replace("apiVersion: projectcalico.org/v3", "apiVersion: crd.projectcalico.org/v1"),
+        )
+        .await
     }
 
     /// `kubectl apply` of one object.
@@ -214,7 +216,9 @@ impl World {
                 let address = self.ipam.assign_address(&object, &node.name).await?;
                 let short = tenant.unwrap_or("dflt");
                 let name = format!("{short}-{}-{letter}", node.name);
-                let std::net::IpAddr::V4(ip) = address else { bail!("{pool}: only IPv4 pods are wired for now") };
+                let std::net::IpAddr::V4(ip) = address else {
+                    bail!("{pool}: only IPv4 pods are wired for now")
+                };
                 // Interface names have 15 characters at most.
                 let interface = format!("cali{}{letter}{}", &short[..short.len().min(4)], node.name);
                 links.push(PodLink { node: node.name.clone(), netns: name.clone(), address: ip, interface });
@@ -246,7 +250,10 @@ impl World {
 
     /// The fabric's part of a tenant.
     pub fn fabric_tenant(name: &str) -> Result<FabricTenant> {
-        FABRIC_TENANTS.into_iter().find(|t| t.name == name).ok_or_else(|| anyhow!("the leaf has no VRF {name}"))
+        FABRIC_TENANTS
+            .into_iter()
+            .find(|t| t.name == name)
+            .ok_or_else(|| anyhow!("the leaf has no VRF {name}"))
     }
 
     /// Fails if one of the processes outside has ended.

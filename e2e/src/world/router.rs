@@ -1,0 +1,166 @@
+//! A node's router: the namespace, FRR under our supervisor, the agent; started as the pod's containers are.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+
+use super::{CONTROLLER, PATIENCE, World, frr_dir, link};
+use crate::{
+    nodes::protocol::{Command, Health, Output},
+    topology::Node,
+    wait,
+};
+
+/// A node's router, by its node.
+#[derive(Clone, Copy, Debug)]
+pub struct Router<'a>(pub(super) &'a Node);
+
+impl Router<'_> {
+    fn netns_file(self) -> String {
+        format!("/run/netns/{}", self.0.router())
+    }
+
+    fn state_dir(self) -> String {
+        format!("/var/lib/calico-vni/{}", self.0.name)
+    }
+
+    fn agent_name(self) -> String {
+        format!("{}-agent", self.0.name)
+    }
+
+    fn frr_name(self) -> String {
+        format!("{}-frr", self.0.name)
+    }
+
+    /// Arguments that say where this node's things are.
+    fn places(self) -> Vec<String> {
+        let pairs = [
+            ("--router-netns", self.netns_file()),
+            ("--frr-dir", frr_dir(&self.0.name)),
+            ("--state-dir", self.state_dir()),
+        ];
+        pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+    }
+
+    fn command(self, world: &World, arguments: Vec<String>) -> Command {
+        let mut argv = vec![world.lab.site.programs.path("calico-vni-router")];
+        argv.extend(arguments);
+        Command {
+            netns: Some(self.0.name.clone()),
+            argv,
+            env: vec![("NO_COLOR".into(), "1".into())],
+            timeout_ms: 60_000,
+            ..Command::default()
+        }
+    }
+
+    /// Starts all of it. FRR answers when this returns; the agent has begun.
+    pub async fn start(self, world: &World) -> Result<()> {
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, CONTROLLER));
+        let outside = SocketAddr::new(world.lab.site.outside, world.controller_port);
+        world.lab.nodes().forward(&link(&self.0.name), &self.0.name, listen, outside).await?;
+        let init = self.command(world, vec!["init".into(), "--router-netns".into(), self.netns_file()]);
+        let output = world.lab.nodes().exec(init).await?;
+        ensure!(output.code == 0, "the router's namespace on {}: {}", self.0.name, output.stderr.trim());
+        self.start_frr(world).await?;
+        self.start_agent(world).await
+    }
+
+    /// Starts FRR's supervisor and waits until bgpd answers.
+    pub async fn start_frr(self, world: &World) -> Result<()> {
+        let arguments =
+            ["frr", "--router-netns", &self.netns_file(), "--pathspace", &self.0.name].map(str::to_owned);
+        world.lab.nodes().spawn(&self.frr_name(), self.command(world, arguments.into())).await?;
+        wait::until(&format!("FRR on {} to answer", self.0.name), PATIENCE, async || {
+            self.vty(world, &["show version"]).await.map(drop)
+        })
+        .await
+    }
+
+    /// Starts the agent.
+    pub async fn start_agent(self, world: &World) -> Result<()> {
+        let mut arguments = vec!["run".into(), "--node".into(), self.0.name.clone()];
+        arguments.extend(["--controller".into(), format!("http://127.0.0.1:{CONTROLLER}")]);
+        arguments.extend(self.places());
+        world.lab.nodes().spawn(&self.agent_name(), self.command(world, arguments)).await.map(drop)
+    }
+
+    /// Ends the agent in good order.
+    pub async fn stop_agent(self, world: &World) -> Result<()> {
+        self.stop(world, &self.agent_name()).await
+    }
+
+    /// Ends the agent as a crash does.
+    pub async fn kill_agent(self, world: &World) -> Result<()> {
+        world.lab.nodes().kill(&self.agent_name()).await
+    }
+
+    /// Ends FRR by its supervisor.
+    pub async fn stop_frr(self, world: &World) -> Result<()> {
+        self.stop(world, &self.frr_name()).await
+    }
+
+    async fn stop(self, world: &World, name: &str) -> Result<()> {
+        const SIGTERM: i32 = 15;
+        world.lab.nodes().signal(name, SIGTERM).await?;
+        let code = world.lab.nodes().wait(name).await?;
+        ensure!(code == 0, "{name} ended with {code}");
+        world.lab.nodes().kill(name).await
+    }
+
+    /// What the agent's `show` says, and whether the node is in step.
+    pub async fn show(self, world: &World) -> Result<Output> {
+        let mut arguments = vec!["show".into(), "--node".into(), self.0.name.clone()];
+        arguments.extend(self.places());
+        world.lab.nodes().exec(self.command(world, arguments)).await
+    }
+
+    /// Takes everything of ours off the node; the agent must not run.
+    pub async fn cleanup(self, world: &World) -> Result<()> {
+        let mut arguments = vec!["cleanup".into()];
+        arguments.extend(self.places());
+        let output = world.lab.nodes().exec(self.command(world, arguments)).await?;
+        ensure!(output.code == 0, "cleanup of {}: {}", self.0.name, output.stderr.trim());
+        Ok(())
+    }
+
+    /// Makes the way to the controller fail, or work again.
+    pub async fn controller_link(self, world: &World, health: Health) -> Result<()> {
+        world.lab.nodes().link(&link(&self.0.name), health).await
+    }
+
+    /// Asks bgpd; a text for each command.
+    pub async fn vty(self, world: &World, commands: &[&str]) -> Result<Vec<String>> {
+        world.lab.nodes().vty(&format!("{}/bgpd.vty", frr_dir(&self.0.name)), commands).await
+    }
+
+    /// bgpd's and zebra's running configuration in one text.
+    pub async fn running_config(self, world: &World) -> Result<String> {
+        let mut text = String::new();
+        for daemon in ["zebra", "bgpd"] {
+            let socket = format!("{}/{daemon}.vty", frr_dir(&self.0.name));
+            text += &world.lab.nodes().vty(&socket, &["show running-config"]).await?.concat();
+        }
+        Ok(text)
+    }
+}
+
+impl World {
+    /// A node's router.
+    pub fn router<'a>(&self, node: &'a Node) -> Router<'a> {
+        Router(node)
+    }
+
+    /// Waits until the agent says that everything on this node is as it is wanted.
+    pub async fn in_step(&self, node: &Node, limit: Duration) -> Result<()> {
+        wait::until(&format!("{} to be in step", node.name), limit, async || {
+            let output = self.router(node).show(self).await?;
+            ensure!(output.code == 0, "{}{}", output.stdout, output.stderr);
+            Ok(())
+        })
+        .await
+    }
+}

@@ -1,0 +1,114 @@
+//! What became of tenants: their status, their routes at the leaf, who reaches whom.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use calico_vni_crds::tenant::Tenant;
+use ipnet::IpNet;
+use kube::Api;
+
+use super::{PATIENCE, World};
+use crate::{
+    leaf,
+    matrix::{self, Cell, Place},
+    nodes::protocol::Probed,
+    wait,
+};
+
+impl World {
+    /// A Tenant.
+    pub async fn tenant(&self, name: &str) -> Result<Tenant> {
+        Api::<Tenant>::all(self.client.clone()).get(name).await.with_context(|| format!("Tenant {name}"))
+    }
+
+    /// Waits until a Tenant is programmed on every node that it should be on.
+    pub async fn programmed(&self, name: &str) -> Result<Tenant> {
+        wait::until(&format!("Tenant {name} to be programmed"), PATIENCE, async || {
+            let tenant = self.tenant(name).await?;
+            let status = tenant.status.clone().unwrap_or_default();
+            let condition = status.conditions.iter().find(|c| c.type_ == "Programmed");
+            let done = condition
+                .is_some_and(|c| c.status == "True" && c.observed_generation == tenant.metadata.generation);
+            let nodes = status.nodes.unwrap_or_default();
+            ensure!(
+                done && nodes.desired > 0 && nodes.programmed == nodes.desired,
+                "{condition:?}, nodes {nodes:?}"
+            );
+            Ok(tenant)
+        })
+        .await
+    }
+
+    /// Waits until there is no such Tenant.
+    pub async fn tenant_gone(&self, name: &str) -> Result<()> {
+        wait::until(&format!("Tenant {name} to be gone"), PATIENCE, async || {
+            let tenant = Api::<Tenant>::all(self.client.clone()).get_opt(name).await.context("a Tenant")?;
+            if let Some(tenant) = tenant {
+                bail!("it is there; status {:?}", tenant.status);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until the leaf has a type-5 route for every block of the pool, by the tenant's route target.
+    pub async fn blocks_at_leaf(&self, pool: &str, vni: u32) -> Result<()> {
+        wait::until(&format!("type-5 routes of pool {pool} at the leaf"), PATIENCE, async || {
+            let routes = leaf::type5(self.lab.nodes()).await?;
+            for (node, block) in self.blocks(pool).await? {
+                let target = format!("RT:{}:{vni}", crate::topology::ROUTER_ASN);
+                let found = routes.iter().find(|r| r.prefix == block && r.targets.contains(&target));
+                ensure!(
+                    found.is_some(),
+                    "no route to {block} of {node} with {target}; the leaf has {routes:?}"
+                );
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until the leaf has no type-5 route within the pool.
+    pub async fn pool_not_at_leaf(&self, cidr: IpNet) -> Result<()> {
+        wait::until(&format!("type-5 routes within {cidr} to leave the leaf"), PATIENCE, async || {
+            let routes = leaf::type5(self.lab.nodes()).await?;
+            let left: Vec<_> = routes.iter().filter(|r| cidr.contains(&r.prefix)).collect();
+            ensure!(left.is_empty(), "{left:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Sends the probes of cells.
+    pub async fn probe(&self, places: &[Place], cells: &[Cell]) -> Result<Vec<Probed>> {
+        self.lab.nodes().probe(cells.iter().map(|c| matrix::probe(c, places)).collect()).await
+    }
+
+    /// Waits until everybody reaches whom they have to, then tries every cell once, also those that must stay silent.
+    /// Returns the table; one wrong cell is an error that shows it.
+    pub async fn matrix(&self, places: &[Place]) -> Result<Matrix> {
+        let cells = matrix::cells(places);
+        let open: Vec<Cell> = cells.iter().filter(|c| c.reach).cloned().collect();
+        wait::until("everybody to reach whom they have to", PATIENCE, async || {
+            let verdict = matrix::judge(places, &open, &self.probe(places, &open).await?);
+            ensure!(verdict.wrong.is_empty(), "{}", verdict.wrong.join("; "));
+            Ok(())
+        })
+        .await?;
+        let results = self.probe(places, &cells).await?;
+        let verdict = matrix::judge(places, &cells, &results);
+        let table = matrix::table(places, &cells, &results);
+        ensure!(verdict.wrong.is_empty(), "the matrix is wrong: {}\n{table}", verdict.wrong.join("; "));
+        let closed = cells.len() - open.len();
+        Ok(Matrix { table, open: open.len(), closed })
+    }
+}
+
+/// A matrix in which every cell is right.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    /// The table.
+    pub table: String,
+    /// Cells that answer.
+    pub open: usize,
+    /// Cells that do not.
+    pub closed: usize,
+}
