@@ -1,10 +1,9 @@
 //! What failed is tried again later and later, so that a thing which cannot be mended keeps nobody busy. Pure: time is
 //! passed in.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, time::Duration};
+
+use tokio::time::Instant;
 
 /// Pause after the first failure; it doubles with each further one.
 const FIRST: Duration = Duration::from_millis(500);

@@ -12,6 +12,7 @@ use crate::{
     lock::Lock,
     netns::{Netns, NetnsError},
     node::{Node, NodeError, Platform},
+    op::Op,
     reconcile::compare,
 };
 
@@ -80,7 +81,7 @@ async fn remove_all(platform: &impl Platform, frr: &impl Frr) -> Result<(), Clea
     let failed = outcome.node.iter().chain(outcome.tenants.values());
     let reasons: Vec<String> = failed.map(ToString::to_string).collect();
     Err(CleanupError::Left(if reasons.is_empty() {
-        left.iter().map(|op| op.headline()).collect()
+        left.iter().map(Op::headline).collect()
     } else {
         reasons
     }))

@@ -31,9 +31,10 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Op> {
     routes_away(&mut ops, Space::Router, &desired.router, &observed.router, &gone);
     addresses_away(&mut ops, Space::Router, &desired.router, &observed.router, &gone);
     for name in in_order_of_removal(&gone.router) {
-        let by_its_peer = vni_of_link(Space::Router, name).is_some_and(|vni| {
-            *name == names::router_link(vni) && gone.host.contains(&names::host_link(vni))
-        });
+        // Of a pair, the router's end goes with the host's.
+        let paired = observed.router.links[name].kind == Kind::Veth { paired: true };
+        let peer = vni_of_link(Space::Router, name).map(names::host_link);
+        let by_its_peer = paired && peer.is_some_and(|peer| gone.host.contains(&peer));
         if !by_its_peer {
             ops.push(Op::LinkDelete(Space::Router, name.clone()));
         }

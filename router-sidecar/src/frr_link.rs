@@ -54,11 +54,11 @@ impl Frr for FrrLink {
 
     async fn sessions(&self, config: &NodeConfig) -> Result<Vec<wire::Session>, Silent> {
         let sessions = self.driver.sessions().await.map_err(|e| Silent(e.to_string()))?;
-        Ok(sessions.into_iter().map(|session| to_wire(session, config)).collect())
+        Ok(sessions.into_iter().map(|session| to_wire(&session, config)).collect())
     }
 }
 
-fn to_wire(session: SessionState, config: &NodeConfig) -> wire::Session {
+fn to_wire(session: &SessionState, config: &NodeConfig) -> wire::Session {
     let name_of = |vrf: &String| {
         let tenant = config.tenants.iter().find(|tenant| names::vrf(tenant.vni) == *vrf);
         // One that is on its way out is named by its VRF.

@@ -15,6 +15,8 @@ pub mod frr_link;
 pub mod frr_port;
 pub mod guard;
 pub mod last_good;
+#[cfg(test)]
+mod laws;
 pub mod lock;
 pub mod netlink;
 pub mod netns;

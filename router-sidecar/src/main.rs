@@ -109,6 +109,7 @@ struct Run {
     resync: u64,
     /// Prints what would be done, from the configuration taken last, and does nothing.
     #[arg(long)]
+    #[allow(clippy::struct_field_names, reason = "the name of the option")]
     dry_run: bool,
 }
 

@@ -4,14 +4,14 @@
 //! was, by a pause that ends, and by the clock.
 
 use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
 };
 
-use calico_vni_proto::model::NodeConfig;
+use calico_vni_proto::{codec::Digest, model::NodeConfig};
 use tokio::{
     sync::{mpsc, watch},
-    time::{sleep, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tracing::{debug, info, warn};
 
@@ -19,7 +19,7 @@ use crate::{
     backoff::Backoff,
     desired::{Desired, desired},
     diff::diff,
-    executor::{Failure, Outcome, execute},
+    executor::{Outcome, execute},
     frr_port::Frr,
     last_good::Told,
     node::{NodeError, Platform},
@@ -111,34 +111,48 @@ async fn settle(
     Ok((Look { desired, observed, ops }, last))
 }
 
-/// How the tenants stand after a round: those for which something is still missing have an error.
-fn judge(config: &NodeConfig, observed: &Observed, left: &[Op], outcome: &Outcome) -> Vec<TenantReport> {
-    let mut of_tenant: BTreeMap<u32, String> = BTreeMap::new();
-    let mut of_node = observed.frr_error.clone();
-    for op in left {
-        let text = op.headline();
-        let failed = |failure: &Failure| (failure.op == text).then(|| failure.to_string());
-        let missing = || format!("{text}: not done yet");
-        match op.vni(config) {
-            Some(vni) => {
-                // The first failure is the cause; what was left out after it is not.
-                of_tenant
-                    .entry(vni)
-                    .or_insert_with(|| outcome.tenants.get(&vni).map_or_else(missing, ToString::to_string));
+/// Why things are missing, remembered while they wait to be tried again.
+#[derive(Debug, Default)]
+struct Reasons {
+    node: Option<String>,
+    tenants: BTreeMap<u32, String>,
+}
+
+impl Reasons {
+    /// Forgets those for whom nothing is missing, and takes what failed in this round.
+    fn update(&mut self, config: &NodeConfig, left: &[Op], outcome: &Outcome) {
+        let owners: BTreeSet<Option<u32>> = left.iter().map(|op| op.vni(config)).collect();
+        self.tenants.retain(|vni, _| owners.contains(&Some(*vni)));
+        self.node.take_if(|_| !owners.contains(&None));
+        for (vni, failure) in &outcome.tenants {
+            if owners.contains(&Some(*vni)) {
+                self.tenants.insert(*vni, failure.to_string());
             }
-            None if of_node.is_none() => {
-                of_node = Some(outcome.node.iter().find_map(failed).unwrap_or_else(missing));
-            }
-            None => {}
+        }
+        if let Some(failure) = outcome.node.first().filter(|_| owners.contains(&None)) {
+            self.node = Some(failure.to_string());
         }
     }
+}
+
+/// How the tenants stand after a round: those for which something is still missing have an error. What failed is named
+/// before what is only missing, since it may be why.
+fn judge(config: &NodeConfig, observed: &Observed, left: &[Op], reasons: &Reasons) -> Vec<TenantReport> {
+    let missing = |vni: Option<u32>| {
+        left.iter().find(|op| op.vni(config) == vni).map(|op| format!("{}: not done yet", op.headline()))
+    };
+    let of_node = reasons.node.clone().or_else(|| observed.frr_error.clone());
+    let node_missing = missing(None);
     config
         .tenants
         .iter()
         .map(|tenant| TenantReport {
             name: tenant.name.clone(),
             vni: tenant.vni,
-            error: of_tenant.remove(&tenant.vni).or_else(|| of_node.clone()),
+            error: (reasons.tenants.get(&tenant.vni).cloned())
+                .or_else(|| of_node.clone())
+                .or_else(|| missing(Some(tenant.vni)))
+                .or_else(|| node_missing.clone()),
         })
         .collect()
 }
@@ -156,6 +170,8 @@ pub struct Reconciler<P, F> {
     /// Where the results go.
     pub report: watch::Sender<Report>,
     backoff: Backoff,
+    reasons: Reasons,
+    digests: (Option<Digest>, Option<Digest>),
 }
 
 impl<P: Platform, F: Frr> Reconciler<P, F> {
@@ -167,18 +183,31 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
         told: watch::Receiver<Told>,
         report: watch::Sender<Report>,
     ) -> Self {
-        Self { platform, frr, settings, told, report, backoff: Backoff::default() }
+        Self {
+            platform,
+            frr,
+            settings,
+            told,
+            report,
+            backoff: Backoff::default(),
+            reasons: Reasons::default(),
+            digests: (None, None),
+        }
     }
 
     /// One round. Whatever happens in it, the next one comes.
     pub async fn round(&mut self, now: Instant) {
         let told = self.told.borrow_and_update().clone();
+        let digests =
+            (told.guard.as_ref().map(|held| held.digest), told.config.as_ref().map(|held| held.digest));
+        if self.digests != digests {
+            // What failed before may be what was just changed.
+            self.backoff = Backoff::default();
+            self.reasons = Reasons::default();
+            self.digests = digests;
+        }
         let Some(config) = told.config.as_ref() else { return };
-        let mut report = Report {
-            guard: told.guard.as_ref().map(|held| held.digest),
-            config: Some(config.digest),
-            tenants: vec![],
-        };
+        let mut report = Report { guard: digests.0, config: digests.1, tenants: vec![] };
         let node = config.value.node.as_str();
         report.tenants = if told.guard.is_none() && !config.value.tenants.is_empty() {
             // No tenant's route without the guard, and a guard of this node's pools alone would open all others.
@@ -207,7 +236,9 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
         let Some(look) = look(told, &self.platform, &self.frr).await? else { return Ok(vec![]) };
         let waits = |op: &Op| self.backoff.waits(&op.to_string(), now);
         let (look, outcome) = settle(look, &self.platform, &self.frr, waits).await?;
-        let tenants = judge(&look.desired.config, &look.observed, &look.ops, &outcome);
+        let config = &look.desired.config;
+        self.reasons.update(config, &look.ops, &outcome);
+        let tenants = judge(config, &look.observed, &look.ops, &self.reasons);
         self.backoff.settle(look.ops.iter().map(ToString::to_string), now);
         debug!(left = look.ops.len(), "round done");
         Ok(tenants)
@@ -253,7 +284,7 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
                         while changed.try_recv().is_ok() {}
                         break;
                     }
-                    () = sleep_until(retry.into()) => break,
+                    () = sleep_until(retry) => break,
                     () = sleep(self.settings.poll) => if self.has_drifted().await {
                         break;
                     },
@@ -274,3 +305,6 @@ fn all_failed(config: &NodeConfig, reason: &str) -> Vec<TenantReport> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

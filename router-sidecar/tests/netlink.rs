@@ -134,7 +134,8 @@ async fn wanted(node: &Node, config: &NodeConfig) -> Desired {
     let mut desired = desired(config, Some(&guard()), &uplinks);
     let router = &mut desired.router;
     router.links.retain(|_, link| !matches!(link.kind, Kind::Vrf { .. }));
-    for link in router.links.values_mut().filter(|l| l.master.as_ref().is_some_and(|m| m.starts_with("vrf"))) {
+    for link in router.links.values_mut().filter(|l| l.master.as_ref().is_some_and(|m| m.starts_with("vrf")))
+    {
         link.master = None;
     }
     router.sysctls.retain(|path, _| !path.contains("/vrf1"));
@@ -199,7 +200,15 @@ async fn tenants_come_drift_and_go_and_the_uplink_is_given_back() {
     assert_eq!(spaces.run(1, "cat", "/proc/sys/net/ipv4/ip_forward").trim(), "1");
 
     let vxlan = spaces.ip(1, "-d link show vx1001");
-    for word in ["id 1001", "local 10.255.0.7", "dstport 4789", "nolearning", "master br1001", "neigh_suppress on", "mtu 1950"] {
+    for word in [
+        "id 1001",
+        "local 10.255.0.7",
+        "dstport 4789",
+        "nolearning",
+        "master br1001",
+        "neigh_suppress on",
+        "mtu 1950",
+    ] {
         assert!(vxlan.contains(word), "{word}: {vxlan}");
     }
 

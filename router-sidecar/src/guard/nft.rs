@@ -122,7 +122,7 @@ fn parse(answer: &str) -> Result<Listing, String> {
             listing.counters.insert(name.to_owned(), (count("packets"), count("bytes")));
         }
         if object["rule"]["chain"] == "digest" {
-            listing.ruleset = object["rule"]["comment"].as_str().unwrap_or_default().to_owned();
+            object["rule"]["comment"].as_str().unwrap_or_default().clone_into(&mut listing.ruleset);
         }
         let mut object = object.clone();
         forget_what_changes(&mut object);

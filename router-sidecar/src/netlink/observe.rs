@@ -160,7 +160,7 @@ fn link(message: &LinkMessage, space: Space, name: &str, names: &HashMap<u32, St
                         LinkInfo::Kind(k) => kind = Some(k),
                         LinkInfo::Data(d) => data = Some(d),
                         LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
-                            link.port = Some(bridge_port(port))
+                            link.port = Some(bridge_port(port));
                         }
                         _ => {}
                     }
@@ -240,7 +240,7 @@ fn address(message: &AddressMessage, names: &HashMap<u32, String>) -> Option<(Ad
             AddressAttribute::Local(ip) => local = Some(*ip),
             AddressAttribute::Address(ip) => address = Some(*ip),
             AddressAttribute::Protocol(protocol) => {
-                marked = *protocol == AddressProtocol::Other(names::PROTOCOL)
+                marked = *protocol == AddressProtocol::Other(names::PROTOCOL);
             }
             _ => {}
         }

@@ -1,0 +1,244 @@
+//! The loop, with a node and an FRR in memory and a clock that runs as fast as it can.
+
+use std::sync::Arc;
+
+use calico_vni_proto::{codec::Codec, model::Guard};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::{
+    desired::nothing,
+    frr_port::{Change, Silent},
+    last_good::Held,
+    observe::Uplinks,
+    testing::{
+        config,
+        fake::{FakeFrr, FakeNode},
+        tenant, uplink,
+    },
+};
+
+impl<T: Platform> Platform for Arc<T> {
+    async fn uplinks(&self, names: &[String]) -> Result<Uplinks, NodeError> {
+        T::uplinks(self, names).await
+    }
+    async fn observe(&self, desired: &Desired) -> Result<Observed, NodeError> {
+        T::observe(self, desired).await
+    }
+    async fn guard_stands(&self, desired: &Desired) -> Result<bool, NodeError> {
+        T::guard_stands(self, desired).await
+    }
+    async fn apply(&self, op: &Op) -> Result<(), NodeError> {
+        T::apply(self, op).await
+    }
+}
+
+impl<T: Frr> Frr for Arc<T> {
+    async fn plan(&self, config: &NodeConfig) -> Result<Vec<Change>, Silent> {
+        T::plan(self, config).await
+    }
+    async fn apply(&self, changes: &[Change]) -> Vec<Result<(), String>> {
+        T::apply(self, changes).await
+    }
+    async fn sessions(&self, config: &NodeConfig) -> Result<Vec<calico_vni_proto::wire::Session>, Silent> {
+        T::sessions(self, config).await
+    }
+}
+
+fn held<T: Codec>(value: T) -> Held<T> {
+    Held { digest: Digest::of(&value.encode()), value }
+}
+
+fn two_tenants() -> NodeConfig {
+    config(vec![tenant("red", 1001, &["10.200.0.0/16"]), tenant("blue", 1002, &["10.201.0.0/16"])])
+}
+
+/// An agent that runs.
+struct Agent {
+    node: Arc<FakeNode>,
+    frr: Arc<FakeFrr>,
+    told: watch::Sender<Told>,
+    report: watch::Receiver<Report>,
+    word: mpsc::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Agent {
+    fn start() -> Self {
+        let node = Arc::new(FakeNode::with_uplinks([uplink("eth1", 1500, &["192.0.2.3/31"])]));
+        let frr = Arc::new(FakeFrr::default());
+        let (told, told_receiver) = watch::channel(Told::default());
+        let (report_sender, report) = watch::channel(Report::default());
+        let (word, changed) = mpsc::channel(1);
+        let reconciler =
+            Reconciler::new(node.clone(), frr.clone(), Settings::default(), told_receiver, report_sender);
+        let task = tokio::spawn(reconciler.run(changed));
+        Self { node, frr, told, report, word, task }
+    }
+
+    fn tell(&self, config: NodeConfig) {
+        self.told.send_replace(Told { guard: Some(held(Guard::default())), config: Some(held(config)) });
+    }
+
+    /// The next report, tenants with their errors.
+    async fn reported(&mut self) -> Vec<(String, Option<String>)> {
+        self.report.changed().await.unwrap();
+        let report = self.report.borrow_and_update().clone();
+        report.tenants.into_iter().map(|tenant| (tenant.name, tenant.error)).collect()
+    }
+
+    async fn wait_for(&self, what: &str, condition: impl Fn(&Self) -> bool) -> Duration {
+        let began = Instant::now();
+        while !condition(self) {
+            assert!(began.elapsed() < Duration::from_mins(2), "never: {what}");
+            sleep(Duration::from_millis(10)).await;
+        }
+        began.elapsed()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn fine(name: &str) -> (String, Option<String>) {
+    (name.to_owned(), None)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_told_is_brought_about_and_reported_once() {
+    let mut agent = Agent::start();
+    agent.tell(two_tenants());
+    assert_eq!(agent.reported().await, [fine("red"), fine("blue")]);
+    assert!(agent.node.lock().observed.host.links.contains_key("cv1002"));
+    let asked = agent.node.lock().asked.len();
+    sleep(Duration::from_mins(2)).await;
+    assert!(!agent.report.has_changed().unwrap(), "nothing new was reported");
+    assert_eq!(agent.node.lock().asked.len(), asked, "nothing was done twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tenant_that_fails_fails_alone_and_recovers() {
+    let mut agent = Agent::start();
+    agent.node.lock().failing.push("link add vrf1001".into());
+    agent.tell(two_tenants());
+    let reported = agent.reported().await;
+    assert_eq!(reported[1], fine("blue"));
+    let error = reported[0].1.as_ref().unwrap();
+    assert_eq!(error, "router: link add vrf1001 type vrf table 1000001001: made to fail");
+    assert!(
+        !agent.node.lock().observed.host.rules.iter().any(|rule| rule.to_string().contains("10.200.0.0/16"))
+    );
+
+    let count =
+        |agent: &Agent| agent.node.lock().asked.iter().filter(|op| op.contains("add vrf1001")).count();
+    sleep(Duration::from_mins(5)).await;
+    let tried = count(&agent);
+    assert!((8..=17).contains(&tried), "{tried} tries in 5 minutes");
+
+    agent.node.lock().failing.clear();
+    assert_eq!(agent.reported().await, [fine("red"), fine("blue")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_configuration_is_tried_at_once_after_failures() {
+    let mut agent = Agent::start();
+    agent.node.lock().failing.push("link add vrf1001".into());
+    agent.tell(two_tenants());
+    agent.reported().await;
+    sleep(Duration::from_secs(200)).await;
+    agent.node.lock().failing.clear();
+    let mut other = two_tenants();
+    other.tenants[0].max_prefixes = 7;
+    agent.tell(other);
+    let began = Instant::now();
+    assert_eq!(agent.reported().await, [fine("red"), fine("blue")]);
+    assert!(began.elapsed() < Duration::from_millis(100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_guard_no_tenant_comes() {
+    let mut agent = Agent::start();
+    agent.node.lock().failing.push("guard load".into());
+    agent.tell(two_tenants());
+    for (_, error) in agent.reported().await {
+        assert!(error.unwrap().contains("guard load"));
+    }
+    let observed = agent.node.lock().observed.clone();
+    assert!(observed.host.rules.is_empty() && observed.host.routes.is_empty());
+
+    agent.told.send_replace(Told { guard: None, config: Some(held(two_tenants())) });
+    for (_, error) in agent.reported().await {
+        assert_eq!(error.as_deref(), Some("waiting for the guard from the controller"));
+    }
+    agent.node.lock().failing.clear();
+    agent.tell(two_tenants());
+    assert_eq!(agent.reported().await, [fine("red"), fine("blue")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn drift_is_put_right_in_time() {
+    let mut agent = Agent::start();
+    agent.tell(two_tenants());
+    agent.reported().await;
+    // The kernel tells of a rule; nobody tells of the guard or of FRR; a switch is found by the clock.
+    agent.node.lock().observed.host.rules.clear();
+    agent.word.send(()).await.unwrap();
+    let took = agent.wait_for("rules", |agent| agent.node.lock().observed.host.rules.len() == 4).await;
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    agent.node.lock().observed.guard.digest = None;
+    let took = agent.wait_for("guard", |agent| agent.node.lock().observed.guard.digest.is_some()).await;
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    agent.frr.lock().tenants.clear();
+    let took = agent.wait_for("FRR", |agent| agent.frr.lock().tenants.len() == 2).await;
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    agent.node.lock().observed.router.sysctls.clear();
+    let took =
+        agent.wait_for("switches", |agent| !agent.node.lock().observed.router.sysctls.is_empty()).await;
+    assert!(took < Duration::from_secs(16), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_frr_is_an_error_and_its_return_is_noticed() {
+    let mut agent = Agent::start();
+    agent.frr.lock().silent = true;
+    agent.tell(two_tenants());
+    for (_, error) in agent.reported().await {
+        assert_eq!(error.as_deref(), Some("FRR does not answer: made to be silent"));
+    }
+    assert!(
+        agent.node.lock().observed.host.links.contains_key("cv1001"),
+        "the kernel's part does not wait for FRR"
+    );
+    agent.frr.lock().silent = false;
+    let began = Instant::now();
+    assert_eq!(agent.reported().await, [fine("red"), fine("blue")]);
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tenant_that_frr_refuses_fails_alone() {
+    let mut agent = Agent::start();
+    agent.frr.lock().refused.push(1002);
+    agent.tell(two_tenants());
+    assert_eq!(
+        agent.reported().await,
+        [fine("red"), ("blue".to_owned(), Some("frr: set 1002: refused".to_owned()))]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_configuration_leaves_the_guard_alone() {
+    let mut agent = Agent::start();
+    agent.tell(two_tenants());
+    agent.reported().await;
+    let mut empty = nothing("n1").config;
+    empty.node = "n1".into();
+    agent.tell(empty);
+    assert_eq!(agent.reported().await, []);
+    let inner = agent.node.lock();
+    assert!(inner.observed.host.links.contains_key("eth1") && inner.observed.guard.present);
+    assert!(!inner.observed.host.links.contains_key("cv1001") && inner.observed.host.rules.is_empty());
+}

@@ -1,0 +1,203 @@
+//! The stream against a real server on the loopback.
+
+use std::{net::SocketAddr, time::Duration};
+
+use calico_vni_proto::{
+    codec::{Codec, Digest},
+    model::{Guard, NodeConfig},
+    wire::{
+        self, FromAgent, FromController, from_agent, from_controller,
+        router_server::{Router, RouterServer},
+    },
+};
+use calico_vni_router::{
+    last_good::{LastGood, Told},
+    report::{Health, Report, TenantReport},
+    session::Session,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming, transport::Server};
+
+/// A controller that hands every stream to the test.
+struct Controller {
+    streams: mpsc::Sender<Stream>,
+}
+
+/// One stream: what comes, and what goes.
+struct Stream {
+    from_agent: Streaming<FromAgent>,
+    to_agent: mpsc::Sender<Result<FromController, Status>>,
+}
+
+impl Stream {
+    async fn next(&mut self) -> from_agent::Message {
+        let message = timeout(Duration::from_secs(20), self.from_agent.message()).await;
+        message.expect("nothing came in 20 s").unwrap().expect("the agent closed the stream").message.unwrap()
+    }
+
+    /// The next message that is no health.
+    async fn next_word(&mut self) -> from_agent::Message {
+        loop {
+            match self.next().await {
+                from_agent::Message::Health(_) => {}
+                other => return other,
+            }
+        }
+    }
+
+    async fn say(&self, message: from_controller::Message) {
+        self.to_agent.send(Ok(FromController { message: Some(message) })).await.unwrap();
+    }
+}
+
+#[tonic::async_trait]
+impl Router for Controller {
+    type SyncStream = ReceiverStream<Result<FromController, Status>>;
+
+    async fn sync(
+        &self,
+        request: Request<Streaming<FromAgent>>,
+    ) -> Result<Response<Self::SyncStream>, Status> {
+        let (to_agent, queue) = mpsc::channel(8);
+        let stream = Stream { from_agent: request.into_inner(), to_agent };
+        self.streams.send(stream).await.map_err(|_| Status::unavailable("the test is over"))?;
+        Ok(Response::new(ReceiverStream::new(queue)))
+    }
+}
+
+async fn serve(address: &str) -> (SocketAddr, mpsc::Receiver<Stream>, JoinHandle<()>) {
+    let listener = TcpListener::bind(address).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, streams) = mpsc::channel(8);
+    let server = Server::builder().add_service(RouterServer::new(Controller { streams: sender }));
+    let task = tokio::spawn(async move {
+        server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+    });
+    (address, streams, task)
+}
+
+struct Agent {
+    told: watch::Receiver<Told>,
+    report: watch::Sender<Report>,
+    health: watch::Sender<Health>,
+    state: tempfile::TempDir,
+}
+
+fn agent(controller: SocketAddr) -> Agent {
+    let state = tempfile::tempdir().unwrap();
+    let last_good = LastGood::new(state.path());
+    let (told_sender, told) = watch::channel(Told::default());
+    let (report, report_receiver) = watch::channel(Report::default());
+    let (health, health_receiver) = watch::channel(Health::default());
+    let session = Session {
+        node: "n1".into(),
+        controller: format!("http://{controller}"),
+        last_good,
+        told: told_sender,
+        report: report_receiver,
+        health: health_receiver,
+    };
+    tokio::spawn(session.run());
+    Agent { told, report, health, state }
+}
+
+fn empty(node: &str) -> NodeConfig {
+    NodeConfig { node: node.into(), underlay: None, tenants: vec![] }
+}
+
+async fn stream(streams: &mut mpsc::Receiver<Stream>) -> Stream {
+    timeout(Duration::from_secs(30), streams.recv()).await.expect("the agent did not dial in 30 s").unwrap()
+}
+
+#[tokio::test]
+async fn what_is_sent_is_taken_kept_and_answered() {
+    let (address, mut streams, _server) = serve("127.0.0.1:0").await;
+    let mut agent = agent(address);
+    let mut stream = stream(&mut streams).await;
+    let from_agent::Message::Hello(hello) = stream.next().await else { panic!("no hello") };
+    assert_eq!((hello.node.as_str(), hello.guard_digest.len(), hello.config_digest.len()), ("n1", 0, 0));
+    assert_eq!(hello.version, env!("CARGO_PKG_VERSION"));
+
+    let config = empty("n1");
+    let digest = Digest::of(&config.encode());
+    stream.say(from_controller::Message::Guard(Guard::default().to_payload())).await;
+    stream.say(from_controller::Message::Config(config.to_payload())).await;
+    let told = timeout(Duration::from_secs(5), agent.told.wait_for(|told| told.config.is_some())).await;
+    assert_eq!(told.unwrap().unwrap().config.as_ref().unwrap().digest, digest);
+    assert_eq!(LastGood::new(agent.state.path()).load("n1"), *agent.told.borrow());
+
+    let tenant = TenantReport { name: "red".into(), vni: 1001, error: Some("no".into()) };
+    let report = Report { guard: None, config: Some(digest), tenants: vec![tenant] };
+    agent.report.send_replace(report.clone());
+    let from_agent::Message::Applied(applied) = stream.next_word().await else { panic!("no applied") };
+    assert_eq!(Some(applied), report.to_wire());
+}
+
+#[tokio::test]
+async fn what_is_bad_is_rejected_and_changes_nothing() {
+    let (address, mut streams, _server) = serve("127.0.0.1:0").await;
+    let agent = agent(address);
+    let mut stream = stream(&mut streams).await;
+    stream.next().await;
+    let mut damaged = empty("n1").to_payload();
+    damaged.body.push(0);
+    let silent = wire::Payload { digest: Digest::of(&[]).to_wire(), body: vec![] };
+    for (payload, reason) in [
+        (damaged, "does not match its digest"),
+        (empty("n2").to_payload(), "`n2`"),
+        (silent, "explicit_empty"),
+    ] {
+        let digest = payload.digest.clone();
+        stream.say(from_controller::Message::Config(payload)).await;
+        let from_agent::Message::Rejected(rejected) = stream.next_word().await else { panic!("no rejected") };
+        assert!(rejected.reason.contains(reason), "{}", rejected.reason);
+        assert_eq!(rejected.digest, digest);
+    }
+    assert_eq!(*agent.told.borrow(), Told::default());
+}
+
+#[tokio::test]
+async fn a_lost_controller_is_dialled_again_and_told_what_is_held() {
+    let (address, mut streams, server) = serve("127.0.0.1:0").await;
+    let mut agent = agent(address);
+    let mut first = stream(&mut streams).await;
+    first.next().await;
+    first.say(from_controller::Message::Config(empty("n1").to_payload())).await;
+    timeout(Duration::from_secs(5), agent.told.wait_for(|told| told.config.is_some()))
+        .await
+        .unwrap()
+        .unwrap();
+    agent
+        .report
+        .send_modify(|report| report.config = agent.told.borrow().config.as_ref().map(|held| held.digest));
+    drop(first);
+    server.abort();
+    let _ = server.await;
+
+    let (_, mut streams, _server) = serve(&address.to_string()).await;
+    let mut second = stream(&mut streams).await;
+    let from_agent::Message::Hello(hello) = second.next().await else { panic!("no hello") };
+    assert_eq!(hello.config_digest, empty("n1").to_payload().digest);
+    // A new controller hears at once how it stands.
+    let from_agent::Message::Applied(applied) = second.next_word().await else { panic!("no applied") };
+    assert_eq!(applied.config_digest, hello.config_digest);
+}
+
+#[tokio::test]
+async fn health_is_sent_when_it_changes() {
+    let (address, mut streams, _server) = serve("127.0.0.1:0").await;
+    let agent = agent(address);
+    let mut stream = stream(&mut streams).await;
+    stream.next().await;
+    let from_agent::Message::Health(first) = stream.next().await else { panic!("no health") };
+    assert!(!first.frr_running);
+    agent.health.send_replace(Health { frr_running: true, sessions: vec![] });
+    let from_agent::Message::Health(second) = stream.next().await else { panic!("no health") };
+    assert!(second.frr_running);
+}
