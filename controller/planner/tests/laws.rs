@@ -183,12 +183,53 @@ fn labels_go_before_what_they_admit(snapshot: &Snapshot, plan: &Plan) {
     }
 }
 
+fn what_is_labelled_is_carried(snapshot: &Snapshot, plan: &Plan) {
+    // Numbers that are this tenant's alone and in the cluster: what its router was programmed with.
+    let kept: BTreeMap<&str, (Option<u32>, Option<u32>)> = (snapshot.tenants.iter())
+        .filter_map(|t| {
+            Some((t.metadata.name.as_deref()?, t.status.as_ref().map(|s| (s.vni, s.link_index))?))
+        })
+        .collect();
+    let alone = |name: &str| {
+        let (vni, link) = kept.get(name).copied().unwrap_or_default();
+        let asked = snapshot
+            .tenants
+            .iter()
+            .filter(|t| t.spec.vni == vni || kept[t.metadata.name.as_deref().unwrap()].0 == vni);
+        let linked = kept.values().filter(|(_, other)| *other == link);
+        let spec = snapshot
+            .tenants
+            .iter()
+            .find(|t| t.metadata.name.as_deref() == Some(name))
+            .and_then(|t| t.spec.vni);
+        vni.is_some_and(|v| v > 0)
+            && spec.is_none_or(|s| Some(s) == vni)
+            && link.is_some_and(|l| (1..=3).contains(&l))
+            && asked.count() == 1
+            && linked.count() == 1
+    };
+    for node in &snapshot.nodes {
+        let labels = node.metadata.labels.iter().flatten();
+        for tenant in
+            labels.filter_map(|(key, _)| key.strip_prefix("tenant.calico-vni.io/")).filter(|t| alone(t))
+        {
+            if let Some(config) = plan.nodes.get(node.metadata.name.as_deref().unwrap()) {
+                assert!(
+                    config.tenants.iter().any(|t| t.name == tenant),
+                    "{tenant} goes from {} before its label",
+                    config.node
+                );
+            }
+        }
+    }
+}
+
 fn without<'a, V>(map: &'a BTreeMap<String, V>, tenant: Option<&str>) -> BTreeMap<&'a str, &'a V> {
     map.iter().map(|(k, v)| (k.as_str(), v)).filter(|(k, _)| tenant.is_none_or(|t| !k.ends_with(t))).collect()
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_plan_is_sound(snapshot in world::any_snapshot()) {
@@ -200,6 +241,7 @@ proptest! {
             filters_are_sound(&planned);
             the_guard_knows_all(&now, &planned);
             labels_go_before_what_they_admit(&now, &planned);
+            what_is_labelled_is_carried(&now, &planned);
             now = carry_out(&now, &planned);
         }
     }
