@@ -20,6 +20,11 @@ mod sessions;
 mod version;
 mod vty;
 
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
+
 pub use config::{Block, Config, Family, Global, Instance, PREFIX, Section, split};
 pub use diff::{Delta, Op, TenantRef, diff};
 pub use driver::{Driver, Error, Observed, OpError, OpResult};
