@@ -42,7 +42,7 @@ impl KubeCluster {
         }
     }
 
-    async fn carry_out(&self, write: &Write) -> kube::Result<Option<Value>> {
+    async fn carry_out(&self, write: &Write) -> kube::Result<Option<DynamicObject>> {
         let params =
             PostParams { field_manager: Some(keys::FIELD_MANAGER.to_owned()), ..PostParams::default() };
         match write {
@@ -78,7 +78,7 @@ impl KubeCluster {
 }
 
 impl Cluster for KubeCluster {
-    async fn write(&self, write: &Write) -> Result<Option<Value>, WriteError> {
+    async fn write(&self, write: &Write) -> Result<Option<DynamicObject>, WriteError> {
         match tokio::time::timeout(ANSWER, self.carry_out(write)).await {
             Ok(result) => result.map_err(|error| classify(&error)),
             Err(_) => Err(WriteError::Unclear(format!("none within {} s", ANSWER.as_secs()))),
@@ -119,12 +119,12 @@ async fn put(
     api: &Api<DynamicObject>,
     params: &PostParams,
     object: &DynamicObject,
-) -> kube::Result<Option<Value>> {
+) -> kube::Result<Option<DynamicObject>> {
     let stored = match object.metadata.resource_version {
         None => api.create(params, object).await?,
         Some(_) => api.replace(&object.name_any(), params, object).await?,
     };
-    Ok(stored.data.get("spec").cloned())
+    Ok(Some(stored))
 }
 
 async fn delete<K>(api: &Api<K>, at: &Identity) -> kube::Result<()>

@@ -24,7 +24,8 @@ use serde_json::{Value, json};
 use super::write::{Identity, Version, Write};
 use crate::observe::Observed;
 
-/// Specs that the API server made of ours: what was wanted, and what it holds since.
+/// What the API server made of what was written: the form that was wanted, and the one that it holds since. A server
+/// that fills in a default is not asked again and again to take it out.
 pub type Settled = BTreeMap<(&'static str, String), (Value, Value)>;
 
 /// Tenants to be made.
@@ -205,8 +206,13 @@ impl Puts {
     ) {
         let name = wanted.name();
         let spec = serde_json::to_value(&wanted.spec).expect("a spec is plain data");
+        let mut object = DynamicObject {
+            types: wanted.types.clone(),
+            metadata: wanted.metadata.clone(),
+            data: json!({ "spec": spec }),
+        };
         let Some(standing) = standing else {
-            self.writes.push(write(dynamic(wanted, &spec)));
+            self.writes.push(write(object));
             return;
         };
         if !is_ours(standing) {
@@ -214,33 +220,29 @@ impl Puts {
             self.notices.extend(name_taken(kind, name, wanted.metadata.labels.as_ref()));
             return;
         }
-        let held = standing.data.get("spec").unwrap_or(&Value::Null);
-        let right = *held == spec
-            || settled.get(&(kind, name.to_owned())).is_some_and(|(from, to)| *from == spec && to == held);
-        let labels = labels_as_calico_reads(standing);
-        let labelled = wanted.labels().iter().all(|(key, value)| labels.get(key) == Some(value));
+        let (wanted_form, held) = (form(&object), form(standing));
+        let right = wanted_form == held
+            || settled
+                .get(&(kind, name.to_owned()))
+                .is_some_and(|(from, to)| *from == wanted_form && *to == held);
         // One that is being deleted comes again when it is gone.
-        if (right && labelled) || standing.metadata.deletion_timestamp.is_some() {
+        if right || standing.metadata.deletion_timestamp.is_some() {
             return;
         }
-        let mut object = dynamic(wanted, &spec);
-        let ours = std::mem::take(&mut object.metadata.labels).unwrap_or_default();
-        object.metadata = standing.metadata.clone();
-        object.labels_mut().extend(ours);
-        if !labelled {
-            // Calico's JSON would win over the labels beside it; all that it could hold is ours to say.
-            object.annotations_mut().remove(keys::CALICO_METADATA);
-        }
+        // What others keep in the metadata stays, but for Calico's JSON, which would win over the labels beside it.
+        let ours = std::mem::replace(&mut object.metadata, standing.metadata.clone());
+        object.labels_mut().extend(ours.labels.unwrap_or_default());
+        object.metadata.owner_references = ours.owner_references;
+        object.annotations_mut().remove(keys::CALICO_METADATA);
         self.writes.push(write(object));
     }
 }
 
-fn dynamic<S: CalicoSpec>(wanted: &Calico<S>, spec: &Value) -> DynamicObject {
-    DynamicObject {
-        types: wanted.types.clone(),
-        metadata: wanted.metadata.clone(),
-        data: json!({ "spec": spec }),
-    }
+/// What is compared of an object: its spec, its owners, and the labels by which it is ours.
+pub fn form(object: &DynamicObject) -> Value {
+    let mut labels = labels_as_calico_reads(object);
+    labels.retain(|key, _| key == keys::MANAGED_BY || key == keys::OWNER);
+    json!({ "spec": object.data.get("spec"), "labels": labels, "owners": object.owner_references() })
 }
 
 fn name_taken(kind: &str, name: &str, labels: Option<&BTreeMap<String, String>>) -> Option<Notice> {

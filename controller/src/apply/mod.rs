@@ -13,8 +13,7 @@ use std::collections::BTreeSet;
 use calico_vni_planner::{Plan, plan::Notice};
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
-use kube::{ResourceExt, core::DynamicObject};
-use serde_json::Value;
+use kube::ResourceExt;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -163,8 +162,11 @@ impl<C: Cluster> Applier<C> {
                 Ok(stored) => {
                     log_done(&write, &key);
                     self.retries.forget(&key);
-                    if let (Some(wanted), Some(stored)) = (spec_of(&write), stored) {
-                        self.settled.insert((key.kind, key.name.clone()), (wanted, stored));
+                    if let (Write::PutFilter(wanted) | Write::PutPeer { peer: wanted, .. }, Some(stored)) =
+                        (&write, stored)
+                    {
+                        let forms = (diff::form(wanted), diff::form(&stored));
+                        self.settled.insert((key.kind, key.name.clone()), forms);
                     }
                     pass.touched.insert((key.kind, key.name.clone()));
                 }
@@ -176,15 +178,6 @@ impl<C: Cluster> Applier<C> {
             }
             pass.wanted.insert(key);
         }
-    }
-}
-
-fn spec_of(write: &Write) -> Option<Value> {
-    let spec = |object: &DynamicObject| object.data.get("spec").cloned();
-    match write {
-        Write::PutFilter(filter) => spec(filter),
-        Write::PutPeer { peer, .. } => spec(peer),
-        _ => None,
     }
 }
 

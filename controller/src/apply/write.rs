@@ -20,7 +20,6 @@ use std::{
 use calico_vni_crds::{Tenant, TenantStatus, UnderlayStatus};
 use calico_vni_planner::plan::TenantAllocation;
 use kube::{ResourceExt, core::DynamicObject};
-use serde_json::Value;
 
 /// What is written, in the order of [`super::diff`].
 #[derive(Clone, Debug, PartialEq)]
@@ -174,6 +173,6 @@ pub enum WriteError {
 
 /// Carries out writes. The one door to the API server for all of [`super`].
 pub trait Cluster: Send + Sync {
-    /// Carries out one write. For a filter or a peer, its spec as the API server holds it now.
-    fn write(&self, write: &Write) -> impl Future<Output = Result<Option<Value>, WriteError>> + Send;
+    /// Carries out one write. A filter or a peer is returned as the API server holds it now.
+    fn write(&self, write: &Write) -> impl Future<Output = Result<Option<DynamicObject>, WriteError>> + Send;
 }
