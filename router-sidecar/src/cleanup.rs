@@ -9,6 +9,7 @@ use crate::{
     executor::{Outcome, execute},
     frr_link::FrrLink,
     frr_port::Frr,
+    last_good::LastGood,
     lock::Lock,
     netns::{Netns, NetnsError},
     node::{Node, NodeError, Platform},
@@ -39,6 +40,9 @@ pub enum CleanupError {
     /// The node.
     #[error(transparent)]
     Node(#[from] NodeError),
+    /// What was kept for the next start.
+    #[error("what was kept of the last configuration cannot be deleted: {0}")]
+    Forget(#[source] std::io::Error),
     /// What failed.
     #[error("left on the node:\n{}", .0.join("\n"))]
     Left(Vec<String>),
@@ -57,6 +61,8 @@ pub async fn run(options: Options) -> Result<(), CleanupError> {
     let frr = FrrLink::new(options.frr_dir);
     remove_all(&platform, &frr).await?;
     drop(platform);
+    // An agent that starts again waits for the controller, and does not bring back what was just removed.
+    LastGood::new(&options.state_dir).forget().map_err(CleanupError::Forget)?;
     Ok(Netns::remove(&options.router_netns)?)
 }
 

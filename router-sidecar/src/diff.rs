@@ -73,11 +73,15 @@ struct Gone {
 
 impl Gone {
     fn new(desired: &Desired, observed: &Observed) -> Self {
+        // An uplink may have any name.
+        let (uplinks, recorded) = (&desired.uplinks, &observed.recorded);
+        let is_uplink = |name: &String| uplinks.contains(name) || recorded.contains(name);
         let stale = |space, desired: &NetState, observed: &NetState| {
             observed
                 .links
                 .iter()
                 .filter(|(name, link)| vni_of_link(space, name).is_some() && is_ours(space, &link.kind))
+                .filter(|(name, _)| !is_uplink(name))
                 .filter(|(name, link)| desired.links.get(*name).is_none_or(|wanted| wanted.kind != link.kind))
                 .map(|(name, _)| name.clone())
                 .collect::<BTreeSet<_>>()

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use calico_vni_proto::model::NodeConfig;
+use calico_vni_proto::{model::NodeConfig, names};
 use tracing::{error, info};
 
 use crate::{frr_port::Frr, node::Platform, op::Op};
@@ -86,6 +86,11 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Name of a tenant that the configuration knows.
+    fn name(&self, vni: Option<u32>) -> Option<&str> {
+        self.config.tenants.iter().find(|tenant| Some(tenant.vni) == vni).map(|tenant| tenant.name.as_str())
+    }
+
     fn leaves_out(&self, op: &Op) -> bool {
         if takes_away(op) {
             return false;
@@ -110,11 +115,26 @@ impl Run<'_> {
         let vni = op.vni(self.config);
         match result {
             Ok(()) => {
-                info!(op = op.headline(), vni, "done");
+                info!(
+                    node = self.config.node,
+                    tenant = self.name(vni),
+                    vrf = vni.map(names::vrf),
+                    vni,
+                    op = op.headline(),
+                    "done"
+                );
                 self.outcome.made += 1;
             }
             Err(reason) => {
-                error!(op = op.headline(), vni, reason, "failed");
+                error!(
+                    node = self.config.node,
+                    tenant = self.name(vni),
+                    vrf = vni.map(names::vrf),
+                    vni,
+                    op = op.headline(),
+                    reason,
+                    "failed"
+                );
                 self.stop(op);
                 let failure = Failure { op: op.headline(), reason };
                 match vni {

@@ -76,6 +76,17 @@ impl LastGood {
         self.write("config", config)
     }
 
+    /// Forgets both.
+    pub fn forget(&self) -> io::Result<()> {
+        for kind in ["guard", "config"] {
+            match fs::remove_file(self.path(kind)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     fn path(&self, kind: &str) -> PathBuf {
         self.dir.join(format!("{kind}.last-good"))
     }
@@ -168,6 +179,9 @@ mod tests {
         last_good.keep_guard(&guard).unwrap();
         last_good.keep_config(&held()).unwrap();
         assert_eq!(last_good.load("n1"), Told { guard: Some(guard), config: Some(held()) });
+        last_good.forget().unwrap();
+        last_good.forget().unwrap();
+        assert_eq!(last_good.load("n1"), Told::default());
     }
 
     #[test]

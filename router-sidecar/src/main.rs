@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use calico_vni_router::{
     agent, cleanup,
@@ -115,7 +115,13 @@ struct Run {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    logs(cli.log_format);
+    // What is printed for a human is the answer itself; logs only where something is wrong.
+    let quiet = match &cli.command {
+        Command::Show { .. } => true,
+        Command::Run(run) => run.dry_run,
+        _ => false,
+    };
+    logs(cli.log_format, if quiet { "warn" } else { "info" });
     match serve(cli.command) {
         Ok(code) => code,
         Err(error) => {
@@ -125,9 +131,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn logs(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+fn logs(format: LogFormat, level: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = subscriber.with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().flatten_event(true).init(),

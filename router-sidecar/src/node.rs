@@ -14,13 +14,13 @@ use std::{
 use calico_vni_proto::names;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::{
     desired::{Desired, GuardWanted},
     files,
     guard::nft::{self, Listing, NftError},
-    netlink::{Client, NetlinkError, observe, write},
+    netlink::{Client, NetlinkError, generation::Generation, observe, write},
     netns::{Netns, NetnsError},
     observe::{GuardSeen, Observed, Uplinks},
     op::Op,
@@ -94,6 +94,10 @@ pub struct Node {
     records: Records,
     loaded_file: PathBuf,
     loaded: Mutex<Loaded>,
+    /// Absent where the kernel does not tell; then the guard is listed every time.
+    generation: Option<Generation>,
+    /// The generation in which the guard was last listed, and what was seen.
+    listed_in: Mutex<Option<(u32, GuardSeen)>>,
 }
 
 impl Node {
@@ -102,12 +106,15 @@ impl Node {
         let loaded_file = state_dir.join("guard.loaded");
         // No file, or one that is not understood: the guard is loaded once more, which harms nothing.
         let loaded = fs::read(&loaded_file).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let generation = Generation::open(&host)?.inspect_err(|error| debug!(%error, "no generations")).ok();
         Ok(Self {
             host: Client::connect(host)?,
             router: Client::connect(router)?,
             records: Records::new(state_dir),
             loaded_file,
             loaded: Mutex::new(loaded.unwrap_or_default()),
+            generation,
+            listed_in: Mutex::default(),
         })
     }
 
@@ -119,11 +126,23 @@ impl Node {
     }
 
     async fn guard_seen(&self) -> Result<GuardSeen, NftError> {
-        let Some(Listing { ruleset, listed, .. }) = nft::list(self.host.netns()).await? else {
-            return Ok(GuardSeen::default());
+        let mut listed_in = self.listed_in.lock().await;
+        // Taken before the listing: a change while it is listed makes it stale, not fresh.
+        let generation = self.generation.as_ref().and_then(|generation| generation.now().ok());
+        if let (Some((then, seen)), Some(now)) = (listed_in.as_ref(), generation)
+            && *then == now
+        {
+            return Ok(seen.clone());
+        }
+        let seen = match nft::list(self.host.netns()).await? {
+            None => GuardSeen::default(),
+            Some(Listing { ruleset, listed, .. }) => {
+                let intact = *self.loaded.lock().await == Loaded { ruleset: ruleset.clone(), listed };
+                GuardSeen { present: true, digest: intact.then_some(ruleset) }
+            }
         };
-        let intact = *self.loaded.lock().await == Loaded { ruleset: ruleset.clone(), listed };
-        Ok(GuardSeen { present: true, digest: intact.then_some(ruleset) })
+        *listed_in = generation.map(|generation| (generation, seen.clone()));
+        Ok(seen)
     }
 
     async fn remember_loaded(&self, listing: &Listing) {
@@ -137,6 +156,7 @@ impl Node {
             Err(error) => warn!(%error, "the guard will be loaded anew after a restart"),
         }
         *self.loaded.lock().await = loaded;
+        *self.listed_in.lock().await = None;
     }
 
     async fn uplink_take(&self, name: &str) -> Result<(), NodeError> {

@@ -4,8 +4,10 @@
 //! - [`observe`]: dumps turned into [`crate::state`].
 //! - [`write`]: one request per change.
 //! - [`events`]: what the kernel tells by itself.
+//! - [`generation`]: whether the packet filter was changed.
 
 pub mod events;
+pub mod generation;
 pub mod observe;
 pub mod write;
 
