@@ -96,15 +96,11 @@ impl Agents {
             has_said: false,
             rejected: None,
         };
-        match inner.connected.insert(node.to_owned(), connected) {
-            Some(older) => {
-                older.ended.cancel();
-                warn!(
-                    node,
-                    version, "the agent connected again while its former stream was open; that one ends"
-                );
-            }
-            None => info!(node, version, known, "agent connected"),
+        if let Some(older) = inner.connected.insert(node.to_owned(), connected) {
+            older.ended.cancel();
+            warn!(node, version, "the agent connected again while its former stream was open; that one ends");
+        } else {
+            info!(node, version, known, "agent connected");
         }
         drop(inner);
         Session { agents: Arc::clone(self), id, node: node.to_owned(), offers, ended }

@@ -61,7 +61,7 @@ async fn look(client: &Client) -> Result<Served, String> {
                 }
             }
             Err(kube::Error::Api(status)) if status.code == 404 => {
-                reasons.push(format!("{group_version} is not served"))
+                reasons.push(format!("{group_version} is not served"));
             }
             // The aggregated API server may be registered and not answer: that is no reason to go to its storage.
             Err(error) => return Err(format!("{group_version}: {error}")),

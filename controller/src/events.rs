@@ -25,8 +25,7 @@ const CONCURRENT: usize = 8;
 pub struct Events {
     client: Client,
     told: BTreeSet<Notice>,
-    /// Tenants' conditions that are true, by name and type, as far as they were looked at.
-    standing: BTreeMap<String, BTreeSet<String>>,
+    standing: Standing,
 }
 
 /// An Event to be published.
@@ -39,7 +38,7 @@ struct Message {
 impl Events {
     /// Publishes by that client.
     pub fn new(client: Client) -> Self {
-        Self { client, told: BTreeSet::new(), standing: BTreeMap::new() }
+        Self { client, told: BTreeSet::new(), standing: Standing::default() }
     }
 
     /// Tells what is new among the notices, and which Tenants came up.
@@ -47,7 +46,7 @@ impl Events {
         for notice in news(&self.told, notices) {
             warn!(about = ?notice.about, reason = notice.reason, "{}", notice.message);
         }
-        let risen = self.risen(snapshot);
+        let risen = self.standing.risen(snapshot);
         let warnings = news(&self.told, notices).filter_map(|notice| {
             Some(Message {
                 about: reference(&notice.about, snapshot)?,
@@ -72,7 +71,13 @@ impl Events {
             .await;
         self.told = notices.difference(&failed).cloned().collect();
     }
+}
 
+/// Conditions of Tenants that are true, by name and type, as far as they were looked at.
+#[derive(Default)]
+struct Standing(BTreeMap<String, BTreeSet<String>>);
+
+impl Standing {
     /// Conditions that turned true since the last look. The first look at a Tenant that has them already tells nothing:
     /// it was told by whoever ran before.
     fn risen(&mut self, snapshot: &Snapshot) -> Vec<Notice> {
@@ -80,7 +85,7 @@ impl Events {
         let mut standing = BTreeMap::new();
         for tenant in &snapshot.tenants {
             let name = tenant.name_any();
-            let before = self.standing.get(&name);
+            let before = self.0.get(&name);
             let now = tenant.status.as_ref().map(status::true_conditions).unwrap_or_default();
             for condition in
                 before.map(|before| now.iter().filter(|c| !before.contains(&c.type_))).into_iter().flatten()
@@ -100,7 +105,7 @@ impl Events {
             }
             standing.insert(name, now.into_iter().map(|c| c.type_.clone()).collect());
         }
-        self.standing = standing;
+        self.0 = standing;
         risen
     }
 }
@@ -138,4 +143,57 @@ async fn publish(client: &Client, message: &Message) -> kube::Result<()> {
 
 fn shorten(text: &str) -> &str {
     &text[..text.floor_char_boundary(NOTE_MAX)]
+}
+
+#[cfg(test)]
+mod tests {
+    use calico_vni_crds::{Tenant, TenantSpec, TenantStatus};
+    use calico_vni_planner::plan::About;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+    use super::*;
+
+    fn notice(message: &str) -> Notice {
+        Notice { about: About::Pool("red".into()), reason: "InvalidVNI".into(), message: message.into() }
+    }
+
+    #[test]
+    fn a_notice_is_news_once_in_the_same_words() {
+        let told = BTreeSet::from([notice("a")]);
+        assert_eq!(news(&told, &[notice("a")].into()).count(), 0);
+        assert_eq!(news(&told, &[notice("b")].into()).count(), 1);
+        assert_eq!(news(&BTreeSet::new(), &told).count(), 1);
+    }
+
+    #[test]
+    fn a_tenant_that_comes_up_is_told_and_one_that_was_up_before_is_not() {
+        let snapshot = |up: bool| {
+            let mut tenant = Tenant::new("red", TenantSpec::default());
+            let condition = Condition {
+                type_: "Programmed".into(),
+                status: if up { "True" } else { "False" }.into(),
+                reason: "R".into(),
+                message: "1/1".into(),
+                observed_generation: None,
+                last_transition_time: Time(jiff::Timestamp::UNIX_EPOCH),
+            };
+            tenant.status = Some(TenantStatus { conditions: vec![condition], ..TenantStatus::default() });
+            Snapshot { tenants: vec![tenant], ..Snapshot::default() }
+        };
+        let mut standing = Standing::default();
+        assert_eq!(standing.risen(&snapshot(true)), []);
+        assert_eq!(standing.risen(&snapshot(false)), []);
+        let risen = standing.risen(&snapshot(true));
+        assert_eq!(risen.len(), 1);
+        assert_eq!((&risen[0].about, risen[0].reason.as_str()), (&About::Tenant("red".into()), "Programmed"));
+        assert_eq!(standing.risen(&snapshot(true)), []);
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_letters() {
+        let text = "ä".repeat(NOTE_MAX);
+        assert_eq!(shorten(&text).len(), NOTE_MAX);
+        assert_eq!(shorten("short"), "short");
+        assert!(shorten(&format!("a{text}")).len() < NOTE_MAX);
+    }
 }

@@ -103,13 +103,10 @@ impl Stores {
         }
         for (kind, mut ready) in waiting {
             loop {
-                match tokio::time::timeout(TELL, &mut ready).await {
-                    Ok(result) => break result?,
-                    Err(_) => warn!(
-                        kind,
-                        "waiting for the first list of this kind; nothing is planned or served before"
-                    ),
+                if let Ok(result) = tokio::time::timeout(TELL, &mut ready).await {
+                    break result?;
                 }
+                warn!(kind, "waiting for the first list of this kind; nothing is planned or served before");
             }
         }
         info!(

@@ -1,6 +1,6 @@
 //! The wiring, and the one loop: observe → plan → apply → publish → report.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use kube::{Client, runtime::reflector::store::WriterDropped};
@@ -25,6 +25,8 @@ use crate::{
 
 /// Changes are gathered this long before a plan is made of them.
 const GATHER: Duration = Duration::from_millis(100);
+/// Longest wait for agents to take leave when the controller stops.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Why the controller stopped without being told to.
 #[derive(Debug, thiserror::Error)]
@@ -49,32 +51,29 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), RuntimeError> {
-    let result = shutdown.run_until_cancelled(serve(&client, listener, shutdown.clone())).await;
-    result.unwrap_or(Ok(()))
-}
-
-async fn serve(
-    client: &Client,
-    listener: TcpListener,
-    shutdown: CancellationToken,
-) -> Result<(), RuntimeError> {
     let changed = Arc::new(Notify::new());
     let mut reflectors = JoinSet::new();
-    let served = detect::wait_for_calico(client).await;
-    let stores = Stores::start(client, served, &changed, &mut reflectors);
-    stores.ready().await?;
+    let read_all = async {
+        let served = detect::wait_for_calico(&client).await;
+        let stores = Stores::start(&client, served, &changed, &mut reflectors);
+        stores.ready().await?;
+        Ok::<_, RuntimeError>((stores, served.api))
+    };
+    let Some(read) = shutdown.run_until_cancelled(read_all).await else { return Ok(()) };
+    let (stores, api) = read?;
 
-    // A guard cancels it on every way out, so that no agent is left with a stream that nobody feeds.
-    let streams = shutdown.child_token();
-    let _end = streams.clone().drop_guard();
-    let agents = Agents::new(changed.clone(), streams.clone());
-    let server = grpc::serve(listener, Arc::clone(&agents), streams);
-    let control = control(client, stores, &agents, &changed, KubeCluster::new(client, served.api));
+    let agents = Agents::new(changed.clone(), shutdown.clone());
+    let mut service = pin!(grpc::serve(listener, Arc::clone(&agents), shutdown.clone()));
+    let control = control(&client, stores, &agents, &changed, KubeCluster::new(&client, api));
     tokio::select! {
-        result = server => Ok(result?),
-        () = control => Ok(()),
-        Some(ended) = reflectors.join_next() => Err(RuntimeError::ReflectorEnded(ended?)),
+        () = shutdown.cancelled() => {}
+        () = control => {}
+        result = &mut service => return Ok(result?),
+        Some(ended) = reflectors.join_next() => return Err(RuntimeError::ReflectorEnded(ended?)),
     }
+    // Agents are told that their streams end; who does not listen is left.
+    tokio::time::timeout(FAREWELL, service).await.unwrap_or(Ok(()))?;
+    Ok(())
 }
 
 /// Plans and carries out, over and over.

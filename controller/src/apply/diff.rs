@@ -10,7 +10,7 @@ use std::{
 
 use calico_vni_crds::{
     Tenant,
-    calico::{BgpPeer, Calico, CalicoSpec},
+    calico::{BgpPeer, BgpPeerSpec, Calico, CalicoSpec},
     keys,
 };
 use calico_vni_planner::{
@@ -181,7 +181,7 @@ pub fn is_ours(object: &DynamicObject) -> bool {
 
 fn labels_as_calico_reads(object: &DynamicObject) -> BTreeMap<String, String> {
     // The kind makes no difference to where Calico keeps labels.
-    BgpPeer { types: None, metadata: object.metadata.clone(), spec: Default::default() }.labels()
+    BgpPeer { types: None, metadata: object.metadata.clone(), spec: BgpPeerSpec::default() }.labels()
 }
 
 /// Writes for objects that are wholly ours.

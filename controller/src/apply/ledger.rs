@@ -67,7 +67,7 @@ impl Ledger {
         if self.unclear.is_empty() { planned } else { self.unclear.values().cloned().collect() }
     }
 
-    /// What became of an allocation.
+    /// What became of a write; of allocations alone it is kept.
     pub fn record(&mut self, write: &Write, result: Result<(), &WriteError>) {
         match (write, result) {
             (Write::AllocateTenant { uid, allocation, .. }, Ok(())) => {
@@ -76,7 +76,7 @@ impl Ledger {
             (Write::AllocateNode { at, index }, Ok(())) => {
                 self.nodes.insert(at.uid.clone(), *index);
             }
-            (_, Err(WriteError::Unclear(_))) => {
+            (Write::AllocateTenant { .. } | Write::AllocateNode { .. }, Err(WriteError::Unclear(_))) => {
                 self.unclear.insert(write.key(), write.clone());
                 return;
             }

@@ -24,7 +24,7 @@ use super::eventually;
 pub const CONTROLLER: &str = "system:serviceaccount:calico-vni:calico-vni-controller";
 
 /// Writes are logged by user, when they are done.
-const AUDIT_POLICY: &str = r#"
+const AUDIT_POLICY: &str = r"
 apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived, ResponseStarted, Panic]
@@ -32,7 +32,7 @@ rules:
   - level: Metadata
     verbs: [create, update, patch, delete, deletecollection]
   - level: None
-"#;
+";
 
 pub struct ApiServer {
     dir: TempDir,
