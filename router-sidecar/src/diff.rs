@@ -193,8 +193,9 @@ fn links(
         Space::Router => (&desired.router, &observed.router),
     };
     for (name, link) in in_order_of_making(&wanted.links).into_iter().filter(|(name, _)| selected(name)) {
-        let there =
-            seen.links.get(name).filter(|there| there.kind == link.kind && !gone.of(space).contains(name));
+        let there = (seen.links.get(name))
+            .filter(|there| link.kind == Kind::Given || there.kind == link.kind)
+            .filter(|_| !gone.of(space).contains(name));
         let there = match (there, &link.kind) {
             (Some(there), _) => without_gone_master(there, gone.of(space)),
             (None, Kind::Veth { .. }) => {

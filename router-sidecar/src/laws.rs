@@ -312,3 +312,17 @@ fn a_new_tenant_comes_in_order() {
     ];
     assert!(order.windows(2).all(|pair| at(pair[0]) < at(pair[1])), "{away:#?}");
 }
+
+#[test]
+fn an_uplink_with_a_name_like_ours_stays() {
+    let node = FakeNode::with_uplinks([uplink("br1009", 1500, &["192.0.2.3/31"])]);
+    node.lock().observed.host.links.get_mut("br1009").unwrap().kind = Kind::Bridge;
+    let mut config = config(vec![]);
+    config.underlay.as_mut().unwrap().interfaces = vec!["br1009".into()];
+    let frr = FakeFrr::default();
+    block_on(async {
+        assert_eq!(bring_about(&plan(&config, &node), &node, &frr).await, vec![]);
+        assert!(node.lock().observed.router.links["br1009"].up);
+        assert!(!node.lock().asked.iter().any(|op| op.contains("link del")));
+    });
+}

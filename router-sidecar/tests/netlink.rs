@@ -17,7 +17,7 @@ use calico_vni_proto::model::{Guard, GuardTenant, NodeConfig, Pool, Tenant, Unde
 use calico_vni_router::{
     desired::{Desired, desired, nothing},
     diff::diff,
-    netlink::events,
+    netlink::{events, generation::Generation},
     netns::Netns,
     node::{Node, Platform as _},
     op::Op,
@@ -343,4 +343,16 @@ async fn the_kernel_tells_of_changes_that_concern_us() {
         told.insert(what, timeout(Duration::from_secs(5), changed.recv()).await.is_ok());
     }
     assert_eq!(told, BTreeMap::from([("address", true), ("route", true), ("rule", true)]));
+}
+
+#[tokio::test]
+async fn the_generation_changes_with_the_rules_and_only_then() {
+    let spaces = Spaces::new();
+    let generation = Generation::open(&spaces.host).unwrap().unwrap();
+    let first = generation.now().unwrap();
+    assert_eq!(generation.now().unwrap(), first);
+    spaces.run(1, "nft", "add table inet elsewhere");
+    assert_eq!(generation.now().unwrap(), first);
+    spaces.run(0, "nft", "add table inet here");
+    assert_ne!(generation.now().unwrap(), first);
 }
