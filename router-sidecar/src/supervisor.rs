@@ -270,6 +270,7 @@ impl Set {
             biased;
             () = stop.cancelled() => {
                 kill_child(daemon, &mut child).await;
+                info!(%daemon, "killed");
                 child.wait().await
             }
             status = child.wait() => status,

@@ -54,6 +54,11 @@ impl Router {
         Self { name, supervisor }
     }
 
+    /// What the supervisors and the daemons of this name have said so far.
+    fn log(&self) -> String {
+        fs::read_to_string(log(&self.name)).unwrap()
+    }
+
     /// A veth between two routers, its addresses those of a /31 (RFC 3021).
     fn link(&self, other: &Router, subnet: u8) {
         let device = format!("up{subnet}");
@@ -138,6 +143,9 @@ impl Router {
 
 impl Drop for Router {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}:\n{}", self.name, self.log());
+        }
         self.supervisor.kill().ok();
         self.supervisor.wait().ok();
         for daemon in [Daemon::Zebra, Daemon::Mgmtd, Daemon::Bgpd] {
@@ -149,6 +157,7 @@ impl Drop for Router {
         }
         fs::remove_dir_all(self.state_dir()).ok();
         fs::remove_file(std::env::temp_dir().join(format!("{}.conf", self.name))).ok();
+        fs::remove_file(log(&self.name)).ok();
         Netns::remove(&netns(&self.name)).ok();
     }
 }
@@ -174,7 +183,13 @@ fn supervise(name: &str, initial: Option<&Path>) -> Command {
     if let Some(file) = initial {
         command.arg("--initial").arg(file);
     }
+    let log = fs::File::options().create(true).append(true).open(log(name)).unwrap();
+    command.stdout(log.try_clone().unwrap()).stderr(log);
     command
+}
+
+fn log(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("{name}.log"))
 }
 
 fn other_root() -> Option<PathBuf> {
@@ -244,7 +259,8 @@ fn tenant(index: u8) -> Tenant {
     }
 }
 
-/// A leaf that takes everything and sends its own loopback.
+/// A leaf that takes everything and sends its own loopback. It leaves it to the router to dial: two that both dial
+/// every second can go on refusing each other's connection for its own.
 fn leaf(address: Ipv4Addr, node: &str) -> String {
     format!(
         "router bgp {LEAF_ASN}
@@ -253,7 +269,6 @@ fn leaf(address: Ipv4Addr, node: &str) -> String {
  no bgp default ipv4-unicast
  neighbor {node} remote-as {NODE_ASN}
  neighbor {node} timers 3 9
- neighbor {node} timers connect 1
  address-family ipv4 unicast
   network {address}/32
   neighbor {node} activate
@@ -420,7 +435,7 @@ async fn daemons_are_kept_running_and_stopped_without_losing_a_route() {
     router.link(&leaf, 0);
     // The first VRF is the second instance: its distinguisher is the one that bgpd would make itself.
     let mut wanted = node(&["192.0.2.1"], vec![tenant(2)]);
-    // Without it, bgpd's end is seen by a zebra that lives: the routes go at once. So they tell who ended first.
+    // Without it, the routes go at once when a zebra that lives sees bgpd's end.
     wanted.underlay.as_mut().unwrap().graceful_restart = false;
     assert_eq!(refused(&router.converge(&wanted).await), []);
     let learned = async || {
@@ -433,7 +448,8 @@ async fn daemons_are_kept_running_and_stopped_without_losing_a_route() {
     learned().await;
 
     let desired = normal(router.desired(&wanted).await);
-    for daemon in [Daemon::Bgpd, Daemon::Zebra] {
+    let version = router.observed().await.version;
+    for daemon in version.daemons().iter().copied() {
         let old = router.pid(daemon);
         Command::new("kill").args(["-9", &old.to_string()]).status().unwrap();
         until("another process", async || {
@@ -449,9 +465,8 @@ async fn daemons_are_kept_running_and_stopped_without_losing_a_route() {
         learned().await;
     }
 
-    let second = supervise(&router.name, None).output().unwrap();
-    let complaint = String::from_utf8_lossy(&second.stderr).into_owned();
-    assert!(!second.status.success() && complaint.contains("is in use by another"), "{complaint}");
+    let second = supervise(&router.name, None).status().unwrap();
+    assert!(!second.success() && router.log().contains("is in use by another"), "{second}: {}", router.log());
 
     // A supervisor that was killed leaves its daemons; the next one clears them away.
     let orphan = router.pid(Daemon::Bgpd);
@@ -475,7 +490,10 @@ async fn daemons_are_kept_running_and_stopped_without_losing_a_route() {
     assert!(router.supervisor.wait().unwrap().success());
     assert!(!pids.iter().any(|pid| is_alive(&router.name, pid)));
     let kernel = router.kernel_routes();
-    assert!(kernel.contains("10.255.0.100"), "zebra ended first and outright, so they stay: {kernel}");
+    assert!(kernel.contains("10.255.0.100"), "nothing was asked to end, so the routes stay: {kernel}");
+    let text = router.log();
+    let killed: Vec<&str> = text.lines().filter(|line| line.contains("killed")).collect();
+    assert!(killed.len() > 1 && killed[0].contains("zebra"), "zebra is the first: {killed:?}");
 }
 
 #[test]

@@ -49,7 +49,9 @@ impl Model {
             for part in parts {
                 for op in ops.iter().filter(|op| op.removes() == removes) {
                     self.context = Context::Top;
-                    part(op.delta()).iter().for_each(|line| self.line(line));
+                    for line in part(op.delta()) {
+                        self.line(line);
+                    }
                 }
             }
         }

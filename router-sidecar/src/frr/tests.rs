@@ -76,7 +76,7 @@ fn plan(desired: &Config, observed: &Config) -> Vec<Op> {
 }
 
 fn print(ops: &[Op]) -> String {
-    ops.iter().map(|op| format!("{op}\n")).collect()
+    ops.iter().flat_map(|op| [op.to_string(), "\n".to_owned()]).collect()
 }
 
 #[test]
