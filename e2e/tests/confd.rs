@@ -152,7 +152,9 @@ fn a_peer_without_an_asn_stops_its_node() {
 
 fn give(files: &mut Files, yaml: &str) -> Vec<File> {
     let due = files.due(&cluster(yaml));
-    due.iter().for_each(|file| files.taken(file.clone()));
+    for file in &due {
+        files.taken(file.clone());
+    }
     due
 }
 
@@ -202,7 +204,9 @@ fn a_file_that_was_not_taken_is_due_again() {
     let mut files = Files::default();
     let first = files.due(&cluster(NODES));
     assert_eq!(files.due(&cluster(NODES)), first);
-    first.into_iter().for_each(|file| files.taken(file));
+    for file in first {
+        files.taken(file);
+    }
     assert_eq!(files.due(&cluster(NODES)), []);
 }
 

@@ -46,7 +46,7 @@ pub struct Cluster {
     pub filters: BTreeMap<String, BgpFilter>,
     /// Their functions, for each family the same on all nodes.
     pub functions: BTreeMap<Family, Functions>,
-    /// Blocks by node.
+    /// Blocks by node, without those that are only asked for.
     pub blocks: BTreeMap<String, Vec<BlockFacts>>,
 }
 
@@ -220,9 +220,11 @@ fn read_pool(pool: &IpPool) -> Option<PoolFacts> {
 
 fn block(affinity: &BlockAffinity) -> Option<(String, BlockFacts)> {
     let spec = &affinity.spec;
-    if spec.is_deleted() || spec.kind.as_deref() == Some("virtual") {
+    let state = spec.state.as_deref().unwrap_or_default();
+    if spec.is_deleted() || state == "pending" || spec.kind.as_deref() == Some("virtual") {
         return None;
     }
-    let confirmed = spec.state.as_deref().is_none_or(|state| state.is_empty() || state == CONFIRMED);
+    // What is on its way to be released keeps its blackhole and is no longer announced as a whole.
+    let confirmed = state.is_empty() || state == CONFIRMED;
     Some((spec.node.clone(), BlockFacts { cidr: spec.cidr.parse().ok()?, confirmed }))
 }

@@ -2,11 +2,10 @@
 //!
 //! confd writes to a path that is compiled in, so every node's confd gets a mount namespace of its own where the node's
 //! directory is bound there; and it has BIRD read the file by runit's `sv`, so a command of that name comes first in
-//! its PATH. Touches only the node's directory.
+//! its PATH. Says what to write and what to run; others do it, where the nodes are.
 
 use std::{
-    env, fs, io,
-    os::unix::fs::PermissionsExt,
+    env,
     path::{Path, PathBuf},
 };
 
@@ -27,6 +26,20 @@ pub struct RealConfd {
     pub binary: PathBuf,
     /// Directory with `conf.d/` and `templates/`.
     pub templates: PathBuf,
+}
+
+/// Where `birdc`, `bird` and the shell are.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A file to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct File {
+    /// Where.
+    pub path: PathBuf,
+    /// Contents.
+    pub text: String,
+    /// Permissions.
+    pub mode: u32,
 }
 
 /// A process to start.
@@ -65,20 +78,16 @@ impl RealConfd {
         }
     }
 
-    /// Writes what confd needs into the node's directory and says how to start it. It needs root, for the mount.
-    pub fn prepare(&self, at: NodeConfd<'_>) -> io::Result<Process> {
+    /// What confd needs in the node's directory, and how to start it. It needs root, for the mount.
+    pub fn prepare(&self, at: NodeConfd<'_>) -> (File, Process) {
         let tools = at.dir.join("tools");
-        fs::create_dir_all(&tools)?;
-        let sv = tools.join("sv");
         // Called as `sv hup bird` or `sv hup bird6`.
-        let script = format!(
+        let text = format!(
             "#!/bin/sh\ncase \"$2\" in\nbird) exec birdc -s '{}' configure ;;\nbird6) exec birdc6 -s '{}' configure ;;\nesac\n",
             at.bird.display(),
             at.bird6.display(),
         );
-        fs::write(&sv, script)?;
-        fs::set_permissions(&sv, fs::Permissions::from_mode(0o755))?;
-        Ok(self.process(at, &tools))
+        (File { path: tools.join("sv"), text, mode: 0o755 }, self.process(at, &tools))
     }
 
     fn process(&self, at: NodeConfd<'_>, tools: &Path) -> Process {
@@ -86,12 +95,11 @@ impl RealConfd {
         let mut argv: Vec<_> = ["unshare", "-m", "sh", "-c", SCRIPT, "confd"].map(str::to_owned).into();
         argv.extend([text(at.dir), OUTPUT.to_owned(), text(&self.binary)]);
         argv.push(format!("-confdir={}", self.templates.display()));
-        let path = env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
         let env = [
             ("DATASTORE_TYPE", "kubernetes".to_owned()),
             ("KUBECONFIG", text(at.kubeconfig)),
             ("NODENAME", at.node.to_owned()),
-            ("PATH", format!("{}:{path}", tools.display())),
+            ("PATH", format!("{}:{PATH}", tools.display())),
         ];
         Process { argv, env: env.map(|(key, value)| (key.to_owned(), value)).into() }
     }
@@ -99,7 +107,7 @@ impl RealConfd {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
 
     use super::*;
 
@@ -118,7 +126,10 @@ mod tests {
             let dir = root.path().join(node);
             let (bird, bird6) = (dir.join("bird.ctl"), dir.join("bird6.ctl"));
             let at = NodeConfd { node, kubeconfig: Path::new("/kc"), dir: &dir, bird: &bird, bird6: &bird6 };
-            let process = real.prepare(at).unwrap();
+            let (file, process) = real.prepare(at);
+            fs::create_dir_all(file.path.parent().unwrap()).unwrap();
+            fs::write(&file.path, file.text).unwrap();
+            fs::set_permissions(&file.path, fs::Permissions::from_mode(file.mode)).unwrap();
             let run =
                 Command::new(&process.argv[0]).args(&process.argv[1..]).envs(process.env).output().unwrap();
             assert!(run.status.success(), "{run:?}");

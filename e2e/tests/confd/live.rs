@@ -240,6 +240,7 @@ fn peer(name: &str, address: &str, filter: Option<&str>) -> String {
 
 /// Namespaces and daemons that end with the test.
 struct Net {
+    prefix: String,
     dir: tempfile::TempDir,
     namespaces: Vec<String>,
     daemons: Vec<Child>,
@@ -247,22 +248,24 @@ struct Net {
 
 impl Net {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), namespaces: Vec::new(), daemons: Vec::new() }
+        let prefix = format!("cvconfd{}", process::id());
+        Self { prefix, dir: tempfile::tempdir().unwrap(), namespaces: Vec::new(), daemons: Vec::new() }
     }
 
-    fn name(ns: &str) -> String {
-        format!("cvconfd{}-{ns}", process::id())
+    fn name(&self, ns: &str) -> String {
+        format!("{}-{ns}", self.prefix)
     }
 
     fn namespace(&mut self, ns: &str) {
-        run("ip", &["netns", "add", &Self::name(ns)]);
-        self.namespaces.push(Self::name(ns));
+        let name = self.name(ns);
+        run("ip", &["netns", "add", &name]);
+        self.namespaces.push(name);
         self.ip(ns, "link set lo up");
     }
 
     /// A veth of one name at both ends.
     fn link(&self, name: &str, a: &str, a_address: &str, b: &str, b_address: &str) {
-        let (a_ns, b_ns) = (Self::name(a), Self::name(b));
+        let (a_ns, b_ns) = (self.name(a), self.name(b));
         run(
             "ip",
             &["link", "add", name, "netns", &a_ns, "type", "veth", "peer", "name", name, "netns", &b_ns],
@@ -273,9 +276,8 @@ impl Net {
         }
     }
 
-    #[allow(clippy::unused_self, reason = "a namespace exists as long as this does")]
     fn ip(&self, ns: &str, args: &str) -> String {
-        let ns = Self::name(ns);
+        let ns = self.name(ns);
         let mut all = vec!["-n", &ns];
         all.extend(args.split(' '));
         run("ip", &all)
@@ -289,7 +291,7 @@ impl Net {
         let [config, socket, pid] = ["cfg", "ctl", "pid"].map(|end| self.file(ns, family, end));
         fs::write(&config, text).unwrap();
         let daemon = Command::new("ip")
-            .args(["netns", "exec", &Self::name(ns), family.daemon(), "-f", "-c"])
+            .args(["netns", "exec", &self.name(ns), family.daemon(), "-f", "-c"])
             .args([&config, Path::new("-s"), &socket, Path::new("-P"), &pid])
             .spawn();
         self.daemons.push(daemon.unwrap());
