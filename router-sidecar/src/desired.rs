@@ -225,7 +225,7 @@ fn host_tenant(host: &mut NetState, underlay: &Underlay, tenant: &Tenant, mtu: u
     host.addresses.insert(Address { dev: dev.clone(), net: link_net(tenant.host_v4), link_scope: true });
     host_table(host, underlay, tenant, table, &dev, false);
     if tenant.has_v6() {
-        // Link scope is IPv4's; an IPv6 address of this kind is never preferred over a pod's or a node's own.
+        // IPv6 knows no such scope for an address that is not link-local.
         host.addresses.insert(Address { dev: dev.clone(), net: link_net(tenant.host_v6), link_scope: false });
         host_table(host, underlay, tenant, table, &dev, true);
     }
