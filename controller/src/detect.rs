@@ -10,6 +10,8 @@ use kube::Client;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::with_causes;
+
 /// How often discovery is asked while Calico is not there.
 const POLL: Duration = Duration::from_secs(2);
 /// How often that is told.
@@ -29,26 +31,34 @@ pub struct Served {
 pub async fn wait_for_calico(client: &Client) -> Served {
     let mut told: Option<Instant> = None;
     loop {
-        let missing = match look(client).await {
+        let why = match look(client).await {
             Ok(served) => {
                 info!(group = served.api.group(), version = served.api.version(), "Calico is served");
                 return served;
             }
-            Err(missing) => missing,
+            Err(why) => why,
         };
         if told.is_none_or(|at| at.elapsed() >= TELL) {
-            warn!(
-                reason = missing,
-                "waiting for Calico: install it, or its CustomResourceDefinitions; nothing is done before"
-            );
+            warn!("waiting for Calico, nothing is done before: {why}");
             told = Some(Instant::now());
         }
         tokio::time::sleep(POLL).await;
     }
 }
 
-/// The first group that serves all that is needed, or why none does.
-async fn look(client: &Client) -> Result<Served, String> {
+/// Why no group can be used yet.
+#[derive(Debug, thiserror::Error)]
+enum Unserved {
+    /// No group has all kinds.
+    #[error("{0}; install Calico, or its CustomResourceDefinitions")]
+    Missing(String),
+    /// That is not known. The aggregated API server may be registered and not answer: no reason to go to its storage.
+    #[error("the API server does not say whether {0} is served: {1}")]
+    Unknown(String, String),
+}
+
+/// The first group that serves all that is needed.
+async fn look(client: &Client) -> Result<Served, Unserved> {
     let mut reasons = Vec::new();
     for api in [CalicoApi::V3, CalicoApi::CrdV1] {
         let group_version = format!("{}/{}", api.group(), api.version());
@@ -63,11 +73,10 @@ async fn look(client: &Client) -> Result<Served, String> {
             Err(kube::Error::Api(status)) if status.code == 404 => {
                 reasons.push(format!("{group_version} is not served"));
             }
-            // The aggregated API server may be registered and not answer: that is no reason to go to its storage.
-            Err(error) => return Err(format!("{group_version}: {error}")),
+            Err(error) => return Err(Unserved::Unknown(group_version, with_causes(&error))),
         }
     }
-    Err(reasons.join("; "))
+    Err(Unserved::Missing(reasons.join("; ")))
 }
 
 fn judge(api: CalicoApi, plurals: &BTreeSet<String>) -> Result<Served, Vec<&'static str>> {

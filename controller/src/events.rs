@@ -14,7 +14,7 @@ use kube::{
 };
 use tracing::{info, warn};
 
-use crate::status;
+use crate::{status, with_causes};
 
 /// Most of an Event's text, in octets; the API server refuses more than 1024.
 const NOTE_MAX: usize = 1000;
@@ -64,7 +64,7 @@ impl Events {
             .buffer_unordered(CONCURRENT)
             .filter_map(|failure| async move {
                 let (notice, error) = failure?;
-                warn!(about = ?notice.about, reason = notice.reason, %error, "no Event could be written; it is tried again with the next plan");
+                warn!(about = ?notice.about, reason = notice.reason, error = with_causes(&error), "no Event could be written; it is tried again with the next plan");
                 Some(notice)
             })
             .collect()

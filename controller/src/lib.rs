@@ -18,3 +18,19 @@ pub mod observe;
 pub mod publish;
 pub mod runtime;
 pub mod status;
+
+/// An error with its causes on one line: the outermost of kube's says little.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        // Some repeat their cause in their own words.
+        if !text.contains(&said) {
+            text += ": ";
+            text += &said;
+        }
+        cause = error.source();
+    }
+    text
+}

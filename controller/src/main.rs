@@ -1,6 +1,6 @@
 //! The controller's command line.
 
-use std::net::SocketAddr;
+use std::{io::IsTerminal, net::SocketAddr};
 
 use anyhow::{Context, bail};
 use calico_vni_controller::runtime;
@@ -42,7 +42,8 @@ struct Args {
     log_format: LogFormat,
 
     /// What is logged, as tracing's directives: a level, or `target=level` parted by commas.
-    #[arg(long, env = "CALICO_VNI_LOG", default_value = "info", value_name = "DIRECTIVES")]
+    // The client's own errors are told by who meets them, with what is done about them.
+    #[arg(long, env = "CALICO_VNI_LOG", default_value = "info,kube_client=off", value_name = "DIRECTIVES")]
     log: EnvFilter,
 }
 
@@ -55,7 +56,10 @@ enum LogFormat {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let logs = tracing_subscriber::fmt().with_env_filter(args.log).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(args.log)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Text => logs.init(),
         LogFormat::Json => logs.json().flatten_event(true).init(),

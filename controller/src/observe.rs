@@ -30,7 +30,7 @@ use serde::de::DeserializeOwned;
 use tokio::{sync::Notify, task::JoinSet, time::Instant};
 use tracing::{debug, info, warn};
 
-use crate::detect::Served;
+use crate::{detect::Served, with_causes};
 
 /// Names of our BGPPeers and BGPFilters begin with it. Labels cannot select them, since Calico may hide labels in JSON.
 pub const NAME_PREFIX: &str = "calico-vni-";
@@ -194,7 +194,11 @@ impl Start<'_> {
                         reflector.take(event);
                     }
                     Err(error) if told.is_none_or(|at| at.elapsed() >= TELL) => {
-                        warn!(kind, %error, "cannot watch; what was read before stays in use");
+                        warn!(
+                            kind,
+                            error = with_causes(&error),
+                            "cannot watch; what was read before stays in use"
+                        );
                         told = Some(Instant::now());
                     }
                     Err(error) => debug!(kind, %error, "cannot watch"),

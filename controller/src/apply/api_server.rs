@@ -16,6 +16,8 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
+use crate::with_causes;
+
 use super::write::{Cluster, Identity, Version, Write, WriteError};
 
 /// Longest wait for an answer to one write.
@@ -94,7 +96,7 @@ fn classify(error: &kube::Error) -> WriteError {
             code if code < 500 => WriteError::Refused(said(status)),
             _ => WriteError::Unclear(said(status)),
         },
-        error => WriteError::Unclear(error.to_string()),
+        error => WriteError::Unclear(with_causes(error)),
     }
 }
 
