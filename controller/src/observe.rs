@@ -282,3 +282,96 @@ fn same<K: Resource + Clone + PartialEq>(old: &K, new: &K) -> bool {
     old.meta_mut().resource_version.clone_from(&new.meta().resource_version);
     old == *new
 }
+
+#[cfg(test)]
+mod tests {
+    use calico_vni_crds::calico::CalicoApi;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn reflector() -> Reflector<IpPool> {
+        let writer = Writer::new(CalicoApi::V3);
+        let changed = Arc::new(Notify::new());
+        Reflector {
+            kind: "IPPool",
+            types: CalicoApi::V3,
+            keep: |_| true,
+            store: writer.as_reader(),
+            writer,
+            changed,
+        }
+    }
+
+    fn pool(version: &str, cidr: Value) -> DeserializeGuard<IpPool> {
+        serde_json::from_value(json!({
+            "metadata": { "name": "red", "resourceVersion": version, "managedFields": [{ "manager": "x" }] },
+            "spec": { "cidr": cidr },
+        }))
+        .unwrap()
+    }
+
+    fn signalled(reflector: &Reflector<IpPool>) -> bool {
+        reflector.changed.notified().now_or_never().is_some()
+    }
+
+    fn stored(reflector: &Reflector<IpPool>) -> Vec<(String, String)> {
+        let objects = reflector.store.state();
+        objects.iter().map(|p| (p.resource_version().unwrap(), p.spec.cidr.clone())).collect()
+    }
+
+    #[test]
+    fn only_changes_that_matter_call_for_a_plan() {
+        let mut reflector = reflector();
+        reflector.take(Event::Init);
+        reflector.take(Event::InitApply(pool("1", json!("10.0.0.0/16"))));
+        assert!(!signalled(&reflector) && stored(&reflector).is_empty(), "not before the list is whole");
+        reflector.take(Event::InitDone);
+        assert!(signalled(&reflector));
+        assert_eq!(reflector.store.state()[0].metadata.managed_fields, None);
+
+        reflector.take(Event::Apply(pool("2", json!("10.0.0.0/16"))));
+        assert!(!signalled(&reflector), "a new version of the same");
+        assert_eq!(stored(&reflector), [("2".to_owned(), "10.0.0.0/16".to_owned())], "is kept all the same");
+        reflector.take(Event::Apply(pool("3", json!("10.1.0.0/16"))));
+        assert!(signalled(&reflector));
+        reflector.take(Event::Delete(pool("4", json!("10.1.0.0/16"))));
+        assert!(signalled(&reflector) && stored(&reflector).is_empty());
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_read_stays_as_it_was_read() {
+        let mut reflector = reflector();
+        let first = ("1".to_owned(), "10.0.0.0/16".to_owned());
+        for event in [Event::Init, Event::InitApply(pool("1", json!("10.0.0.0/16"))), Event::InitDone] {
+            reflector.take(event);
+        }
+        reflector.take(Event::Apply(pool("2", json!(["no", "text"]))));
+        assert_eq!(stored(&reflector), [first.clone()]);
+        for event in [Event::Init, Event::InitApply(pool("3", json!(7))), Event::InitDone] {
+            reflector.take(event);
+        }
+        assert_eq!(stored(&reflector), [first], "over a new list too");
+        reflector.take(Event::Delete(pool("4", json!(7))));
+        assert!(stored(&reflector).is_empty());
+    }
+
+    #[test]
+    fn of_a_node_only_what_plans_need_is_kept() {
+        let mut node: Node = serde_json::from_value(json!({
+            "metadata": {
+                "name": "n1", "labels": { "zone": "a" },
+                "annotations": { "calico-vni.io/router-index": "4", "projectcalico.org/ASNumber": "64513", "csi/x": "y" },
+            },
+            "spec": { "podCIDR": "10.0.0.0/24" }, "status": { "phase": "Running" },
+        }))
+        .unwrap();
+        assert!(reduce_node(&mut node));
+        assert!(node.spec.is_none() && node.status.is_none());
+        assert_eq!(
+            node.annotations().keys().collect::<Vec<_>>(),
+            ["calico-vni.io/router-index", "projectcalico.org/ASNumber"]
+        );
+        assert_eq!(node.labels()["zone"], "a");
+    }
+}

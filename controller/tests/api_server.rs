@@ -232,7 +232,7 @@ async fn repairs_what_others_change(stage: &Stage) {
 /// Each gets its message in a status and an Event; nothing of any other tenant is touched.
 async fn bad_objects_stop_themselves_alone(stage: &Stage, n1: &FakeAgent) {
     stage.server.create("examples/tenant-blue.yaml").await;
-    stage.pool("blue", "10.201.0.0/16", json!({ keys::TENANT: "blue" })).await;
+    stage.server.create("examples/pool-blue.yaml").await;
     stage.block("n1", "10.201.0.0/26").await;
     stage.labelled("n1", &["blue", "vni-1001"]).await;
     stage.tenant_when("blue", "to be programmed", |t| condition(t, "Programmed") == "True").await;

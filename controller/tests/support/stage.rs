@@ -128,12 +128,15 @@ impl Stage {
     /// Nodes n1 and n2, an Underlay, and Calico as it has to be set.
     pub async fn basics(&self) {
         self.server.create("examples/underlay.yaml").await;
-        let kind = if self.api == CalicoApi::V3 { "IPAMConfiguration" } else { "IPAMConfig" };
-        self.create(json!({
-            "apiVersion": self.calico_version(), "kind": kind, "metadata": { "name": "default" },
-            "spec": { "strictAffinity": true },
-        }))
-        .await;
+        if self.api == CalicoApi::V3 {
+            self.server.create("examples/ipam.yaml").await;
+        } else {
+            self.create(json!({
+                "apiVersion": self.calico_version(), "kind": "IPAMConfig", "metadata": { "name": "default" },
+                "spec": { "strictAffinity": true },
+            }))
+            .await;
+        }
         self.node("n1").await;
         self.node("n2").await;
     }
