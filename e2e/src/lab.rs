@@ -2,13 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use futures::future::try_join_all;
 
 use crate::{
     leaf,
     nodes::{client::Nodes, protocol::Command},
-    paths,
     site::{Mode, Site},
     step,
     topology::{self, Batch, Node, PodLink},
@@ -25,12 +24,11 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Starts everything, in the order of need.
-    pub async fn start() -> Result<Self> {
-        let directory = run_directory()?;
-        let site = Site::start(Mode::choose().await?, &directory).await?;
+    /// Starts everything, in the order of need; logs and data go to `directory`.
+    pub async fn start(directory: &Path) -> Result<Self> {
+        let site = Site::start(Mode::choose().await?, directory).await?;
         let members = vec![Node::new(1), Node::new(2)];
-        let lab = Self { site, members, directory };
+        let lab = Self { site, members, directory: directory.to_owned() };
         lab.network().await?;
         leaf::start(lab.nodes(), &lab.members).await?;
         step!("leaf ready: ASN {}, VTEP {}", topology::LEAF_ASN, topology::LEAF_VTEP);
@@ -86,13 +84,4 @@ async fn one(nodes: &Nodes, batch: Batch) -> Result<()> {
         nodes.sysctl(netns, batch.sysctls).await?;
     }
     nodes.ip(batch.netns.as_deref(), batch.ip).await
-}
-
-fn run_directory() -> Result<PathBuf> {
-    let directory = paths::target("lab")?.join(format!("run-{}", std::process::id()));
-    if Path::new(&directory).exists() {
-        std::fs::remove_dir_all(&directory).with_context(|| format!("remove {}", directory.display()))?;
-    }
-    std::fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
-    Ok(directory)
 }

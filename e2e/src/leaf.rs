@@ -22,7 +22,7 @@ pub const BGPD: &str = "/run/frr/leaf/bgpd.vty";
 const DAEMONS: &str = "/usr/lib/frr";
 
 fn render_zebra() -> String {
-    let mut text = String::from("hostname leaf\n");
+    let mut text = String::from("hostname leaf\nlog stdout debugging\ndebug zebra vxlan\n");
     for tenant in &FABRIC_TENANTS {
         let _ = write!(text, "vrf {}\n vni {}\nexit-vrf\n", tenant.name, tenant.vni);
     }
@@ -36,10 +36,7 @@ fn render_bgpd(nodes: &[Node]) -> String {
     );
     for node in nodes {
         let peer = node.fabric_address();
-        let _ = write!(
-            text,
-            " neighbor {peer} remote-as {ROUTER_ASN}\n neighbor {peer} timers 3 9\n neighbor {peer} timers connect 1\n"
-        );
+        let _ = write!(text, " neighbor {peer} remote-as {ROUTER_ASN}\n neighbor {peer} timers 3 9\n");
     }
     let _ = write!(text, " address-family ipv4 unicast\n  network {LEAF_VTEP}/32\n");
     for node in nodes {

@@ -11,6 +11,7 @@ pub mod look;
 pub mod matrix;
 pub mod nodes;
 pub mod paths;
+pub mod run;
 pub mod scenarios;
 pub mod sink;
 pub mod site;

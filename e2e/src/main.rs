@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use calico_vni_crds::calico::CalicoApi;
-use calico_vni_e2e::{nodes, scenarios, step, world::World};
+use calico_vni_e2e::{nodes, run, scenarios, step, world::World};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -21,7 +21,21 @@ enum Work {
     /// Start the lab and leave it up until Ctrl-C.
     Up,
     /// Show the main job, with the matrix of who reaches whom.
-    Demo,
+    Demo {
+        /// Leave the lab up afterwards, until Ctrl-C.
+        #[arg(long)]
+        stay: bool,
+    },
+    /// End every lab of this checkout that is up.
+    Down,
+    /// Run a program in a network namespace of the lab that is up: n1, n1-router, leaf, a pod's name.
+    Exec {
+        /// The namespace.
+        netns: String,
+        /// The program and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        argv: Vec<String>,
+    },
     /// Play all scenarios, or those whose names contain a text.
     Test {
         /// Part of a scenario's name.
@@ -36,9 +50,10 @@ enum Work {
 #[tokio::main]
 async fn main() -> ExitCode {
     step::start();
-    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match run().await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("lab: {error:#}");
             ExitCode::FAILURE
@@ -47,30 +62,41 @@ async fn main() -> ExitCode {
 }
 
 /// Does the work unless a signal ends it; in both ways all that was started is dropped, and so ended.
-async fn run() -> Result<()> {
+async fn run() -> Result<ExitCode> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen to SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen to SIGTERM")?;
     tokio::select! {
         result = work(Arguments::parse().work) => result,
-        _ = interrupt.recv() => anyhow::bail!("interrupted"),
-        _ = terminate.recv() => anyhow::bail!("terminated"),
+        _ = interrupt.recv() => Ok(ExitCode::from(130)),
+        _ = terminate.recv() => Ok(ExitCode::from(143)),
     }
 }
 
-async fn work(work: Work) -> Result<()> {
-    if let Work::Nodes(options) = work {
-        return nodes::server::run(options).await;
-    }
+async fn work(work: Work) -> Result<ExitCode> {
+    let (filter, stay) = match work {
+        Work::Nodes(options) => return nodes::server::run(options).await.map(|()| ExitCode::SUCCESS),
+        Work::Down => return run::down().await.map(|()| ExitCode::SUCCESS),
+        Work::Exec { netns, argv } => return run::exec(netns, argv).await.map(ExitCode::from),
+        Work::Up => (None, true),
+        Work::Demo { stay } => (Some("demo".to_owned()), stay),
+        Work::Test { filter } => (Some(filter), false),
+    };
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         anyhow::bail!("another TLS provider was installed before");
     }
-    let mut world = World::start(CalicoApi::V3).await?;
-    match work {
-        Work::Nodes(_) | Work::Up => {
-            step!("up; Ctrl-C ends it. {}", world.lab.directory.display());
-            std::future::pending().await
-        }
-        Work::Demo => scenarios::play(&mut world, "demo").await,
-        Work::Test { filter } => scenarios::play(&mut world, &filter).await,
+    let calico = match std::env::var("LAB_CALICO_API").as_deref() {
+        Ok("v1") => CalicoApi::CrdV1,
+        Ok("v3") | Err(_) => CalicoApi::V3,
+        Ok(other) => anyhow::bail!("LAB_CALICO_API is `{other}`; it can be `v3` or `v1`"),
+    };
+    let mut world = World::start(calico).await?;
+    if let Some(filter) = filter {
+        scenarios::play(&mut world, &filter).await?;
     }
+    if stay {
+        world.tell_how_to_reach();
+        std::future::pending::<()>().await;
+    }
+    world.stop().await?;
+    Ok(ExitCode::SUCCESS)
 }

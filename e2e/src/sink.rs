@@ -31,14 +31,15 @@ impl NodeBird {
     pub fn new(nodes: Nodes) -> Self {
         Self { nodes, started: Mutex::default() }
     }
+}
 
-    async fn start(&self, node: &str, family: Family, file: &str) -> Result<()> {
-        let socket = control_socket(node, family);
-        let argv = [family.daemon(), "-f", "-c", file, "-s", &socket].map(str::to_owned).to_vec();
-        let command = Command { netns: Some(node.to_owned()), argv, ..Command::default() };
-        self.nodes.spawn(&format!("{node}-{}", family.daemon()), command).await?;
-        answers(self.nodes.clone(), node.to_owned(), family).await
-    }
+/// Starts a node's daemon on a file, and returns when it answers.
+pub async fn start_bird(nodes: &Nodes, node: &str, family: Family, file: &str) -> Result<()> {
+    let socket = control_socket(node, family);
+    let argv = [family.daemon(), "-f", "-c", file, "-s", &socket].map(str::to_owned).to_vec();
+    let command = Command { netns: Some(node.to_owned()), argv, ..Command::default() };
+    nodes.spawn(&format!("{node}-{}", family.daemon()), command).await?;
+    answers(nodes.clone(), node.to_owned(), family).await
 }
 
 /// Owns what it looks at, so that it can be awaited on any thread.
@@ -49,7 +50,9 @@ async fn answers(nodes: Nodes, node: String, family: Family) -> Result<()> {
         let seen = nodes.bird(&socket, "show status").await;
         match seen {
             Ok(text) if text.contains("up and running") => return Ok(()),
-            seen if Instant::now() > deadline => bail!("{} on {node} does not answer: {seen:?}", family.daemon()),
+            seen if Instant::now() > deadline => {
+                bail!("{} on {node} does not answer: {seen:?}", family.daemon())
+            }
             _ => tokio::time::sleep(wait::PAUSE).await,
         }
     }
@@ -68,7 +71,7 @@ impl BirdSink for NodeBird {
             ensure!(said.contains("Reconfigur"), "{} on {node}: {said}", family.daemon());
             return Ok(());
         }
-        self.start(node, family, &file).await?;
+        start_bird(&self.nodes, node, family, &file).await?;
         self.started.lock().await.insert(key);
         Ok(())
     }

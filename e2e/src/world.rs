@@ -12,11 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::{ApiSide, Process, User},
-    calico::{confd::Confd, ipam, ipam::Ipam},
+    calico::{ipam, ipam::Ipam},
     lab::Lab,
     matrix::{Kind, Place},
-    paths,
-    sink::NodeBird,
+    paths, run,
     site::free_ports,
     step,
     topology::{FABRIC_TENANTS, FabricTenant, PodLink},
@@ -24,6 +23,7 @@ use crate::{
 };
 
 mod cluster;
+mod confd;
 mod evidence;
 mod router;
 mod tenants;
@@ -66,8 +66,10 @@ impl World {
     pub async fn start(calico: CalicoApi) -> Result<Self> {
         let programs =
             std::env::var_os("KUBEBUILDER_ASSETS").map_or_else(|| paths::target("kube"), |p| Ok(p.into()))?;
-        let data = paths::target("lab")?.join(format!("api-{}", std::process::id()));
-        let (lab, api) = try_join(Lab::start(), ApiSide::start(&data, &programs)).await?;
+        let directory = run::directory()?;
+        let data = directory.join("api");
+        let (lab, api) = try_join(Lab::start(&directory), ApiSide::start(&data, &programs)).await?;
+        run::record(&directory, &lab.site, &api)?;
         step!("API server ready: export KUBECONFIG={}", api.kubeconfig(User::Admin).display());
         let client = api.client(User::Admin).await?;
         let [controller_port] = free_ports()?;
@@ -83,8 +85,7 @@ impl World {
             client: client.clone(),
         };
         world.cluster().await?;
-        let sink = NodeBird::new(world.lab.nodes().clone());
-        tokio::spawn(Confd::new(client, calico, sink).run(world.stop.clone()));
+        world.start_confd().await?;
         world.start_controller().await?;
         try_join_all(world.lab.members.iter().map(|node| world.router(node).start(&world))).await?;
         world.underlay_up().await?;
@@ -254,6 +255,36 @@ impl World {
             .into_iter()
             .find(|t| t.name == name)
             .ok_or_else(|| anyhow!("the leaf has no VRF {name}"))
+    }
+
+    /// Prints how to look around in a lab that stays up.
+    pub fn tell_how_to_reach(&self) {
+        let (lab, kube) = (paths::checkout().join("target/debug/lab"), paths::checkout().join("target/kube"));
+        let lab = lab.display();
+        println!(
+            "
+The lab is up until Ctrl-C, or `{lab} down`. To look around:
+  export KUBECONFIG={} PATH={}:$PATH
+  kubectl get tenants,underlays
+  {lab} exec n1 -- ip rule                     # a node; n1-router is its router, `ip netns` lists all
+  {lab} exec n1 -- vtysh --vty_socket /run/frr/n1 -c 'show bgp l2vpn evpn summary'
+  {lab} exec leaf -- vtysh --vty_socket /run/frr/leaf -c 'show bgp l2vpn evpn route type prefix'
+  {lab} exec n1 -- birdc -s {} show protocols
+Logs: {}",
+            self.api.kubeconfig(User::Admin).display(),
+            kube.display(),
+            crate::sink::control_socket("n1", crate::calico::Family::V4),
+            self.lab.directory.display()
+        );
+    }
+
+    /// Ends everything in good order and removes what it wrote.
+    pub async fn stop(mut self) -> Result<()> {
+        self.stop.cancel();
+        self.controller.stop().await?;
+        let directory = self.lab.directory.clone();
+        drop(self);
+        fs::remove_dir_all(&directory).with_context(|| format!("remove {}", directory.display()))
     }
 
     /// Fails if one of the processes outside has ended.

@@ -6,7 +6,7 @@ mod process;
 
 use std::{
     fs,
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -57,6 +57,7 @@ impl User {
 pub struct ApiSide {
     dir: PathBuf,
     programs: PathBuf,
+    certs: certs::Certs,
     port: u16,
     etcd: Process,
     apiserver: Process,
@@ -121,7 +122,7 @@ impl ApiSide {
         let apiserver = Process::start("kube-apiserver", command, dir)?;
 
         for user in User::ALL {
-            let config = kubeconfig(port, &certs, user)?;
+            let config = kubeconfig(([127, 0, 0, 1], port).into(), &certs.ca, &certs.token(user), user)?;
             write_private(&kubeconfig_path(dir, user), &config)?;
         }
         let mut command = Command::new(programs.join("kube-controller-manager"));
@@ -141,6 +142,7 @@ impl ApiSide {
         let mut side = Self {
             dir: dir.to_owned(),
             programs: programs.to_owned(),
+            certs,
             port,
             etcd,
             apiserver,
@@ -180,6 +182,17 @@ impl ApiSide {
         kubeconfig_path(&self.dir, user)
     }
 
+    /// Certificate of the authority that kube-apiserver's was signed by.
+    pub fn ca(&self) -> Result<String> {
+        fs::read_to_string(&self.certs.ca).with_context(|| format!("cannot read {}", self.certs.ca.display()))
+    }
+
+    /// A kubeconfig for somewhere else: by which address the API server is reached there, and where the authority's
+    /// certificate is.
+    pub fn kubeconfig_by(&self, server: SocketAddr, ca: &str, user: User) -> Result<String> {
+        kubeconfig(server, ca.as_ref(), &self.certs.token(user), user)
+    }
+
     /// A client of a user.
     pub async fn client(&self, user: User) -> Result<kube::Client> {
         let config = kube::config::Kubeconfig::read_from(self.kubeconfig(user))?;
@@ -215,15 +228,15 @@ fn kubeconfig_path(dir: &Path, user: User) -> PathBuf {
     dir.join(format!("{}.kubeconfig", user.name()))
 }
 
-fn kubeconfig(port: u16, certs: &certs::Certs, user: User) -> Result<String> {
+fn kubeconfig(server: SocketAddr, ca: &Path, token: &str, user: User) -> Result<String> {
     let value = serde_json::json!({
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{ "name": "lab", "cluster": {
-            "server": format!("https://127.0.0.1:{port}"),
-            "certificate-authority": certs.ca,
+            "server": format!("https://{server}"),
+            "certificate-authority": ca,
         } }],
-        "users": [{ "name": user.name(), "user": { "token": certs.token(user) } }],
+        "users": [{ "name": user.name(), "user": { "token": token } }],
         "contexts": [{ "name": "lab", "context": { "cluster": "lab", "user": user.name() } }],
         "current-context": "lab",
     });

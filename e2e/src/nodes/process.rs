@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::{
+    errno::Errno,
     sys::signal::{Signal, kill, killpg},
     unistd::Pid,
 };
@@ -108,7 +109,11 @@ impl Processes {
         let Some(entry) = self.lock().remove(name) else { return Ok(()) };
         let mut ended = entry.ended;
         if ended.borrow().is_none() {
-            killpg(pid(entry.pid), Signal::SIGKILL).with_context(|| format!("kill {name}"))?;
+            match killpg(pid(entry.pid), Signal::SIGKILL) {
+                // It ended by itself in this moment.
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(error) => return Err(error).with_context(|| format!("kill {name}")),
+            }
             ended.wait_for(Option::is_some).await.context("the process was lost")?;
         }
         Ok(())

@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 use tokio::process::{Child, Command};
 
-use crate::{nodes::client::Nodes, step, wait};
+use crate::{calico::real::RealConfd, nodes::client::Nodes, step, wait};
 
 pub mod image;
 pub mod vm;
@@ -72,6 +72,8 @@ pub struct Site {
     pub nodes: Nodes,
     /// Where our programs are there.
     pub programs: Programs,
+    /// Calico's own confd there, where the environment names one.
+    pub confd: Option<RealConfd>,
     /// The address by which the node side reaches this machine's loopback.
     pub outside: IpAddr,
     /// Where the node side listens.
@@ -123,7 +125,8 @@ async fn native(directory: &Path) -> Result<Site> {
     nodes.own().await?;
     step!("node side ready on this machine");
     let outside = Ipv4Addr::LOCALHOST.into();
-    Ok(Site { mode: Mode::Native, nodes, programs: Programs(programs), outside, address, child })
+    let confd = RealConfd::from_env().map_err(Error::msg)?;
+    Ok(Site { mode: Mode::Native, nodes, programs: Programs(programs), confd, outside, address, child })
 }
 
 /// Fails for good when the process has ended.

@@ -12,14 +12,17 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, bail, ensure};
 use tokio::{io::AsyncWriteExt as _, process::Command, time::timeout};
 
 use super::{Mode, Programs, Site, alive, free_ports, image};
-use crate::{nodes::client::Nodes, step, wait};
+use crate::{calico::real::RealConfd, nodes::client::Nodes, step, wait};
 
 /// Programs of ours that run on nodes.
 const PROGRAMS: [&str; 2] = ["lab", "calico-vni-router"];
+
+/// Where the machine mounts its second disk; the init script names it too.
+const MOUNTED: &str = "/opt/lab";
 
 /// Port of the node side in the machine; the init script names it too.
 const NODES_PORT: u16 = 7000;
@@ -30,7 +33,7 @@ const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// Builds what is missing and boots.
 pub async fn start(directory: &Path) -> Result<Site> {
     let image = image::find_or_build().await?;
-    let disk = programs_disk(directory).await?;
+    let (disk, confd) = programs_disk(directory).await?;
     let [port] = free_ports()?;
     let console = directory.join("console.log");
     let kvm = kvm_works().await;
@@ -70,8 +73,8 @@ pub async fn start(directory: &Path) -> Result<Site> {
         wait::until("the virtual machine's node side to answer", Duration::from_mins(3), look).await?;
     nodes.own().await?;
     step!("node side ready in the virtual machine");
-    let programs = Programs(PathBuf::from("/opt/lab"));
-    Ok(Site { mode: Mode::Vm, nodes, programs, outside: OUTSIDE.into(), address, child })
+    let programs = Programs(PathBuf::from(MOUNTED));
+    Ok(Site { mode: Mode::Vm, nodes, programs, confd, outside: OUTSIDE.into(), address, child })
 }
 
 /// Whether a virtual processor starts on KVM. That the device opens proves little inside another virtual machine.
@@ -94,7 +97,7 @@ async fn kvm_works() -> bool {
 }
 
 /// Makes the file system with our programs, which the machine mounts at `/opt/lab`.
-async fn programs_disk(directory: &Path) -> Result<PathBuf> {
+async fn programs_disk(directory: &Path) -> Result<(PathBuf, Option<RealConfd>)> {
     let built = env::current_exe().context("path of this program")?;
     let built = built.parent().context("directory of this program")?;
     let tree = directory.join("opt-lab");
@@ -117,6 +120,8 @@ async fn programs_disk(directory: &Path) -> Result<PathBuf> {
         }
         size += fs::metadata(&copy).context("size of a program")?.size();
     }
+    let confd = confd_on_disk(&tree).await?;
+    size += confd.as_ref().map_or(0, |(_, size)| *size);
     let disk = directory.join("programs.ext4");
     let megabytes = size / (1 << 20) * 11 / 10 + 8;
     let status = Command::new("mke2fs")
@@ -131,5 +136,17 @@ async fn programs_disk(directory: &Path) -> Result<PathBuf> {
         bail!("mke2fs ended with {status}");
     }
     fs::remove_dir_all(&tree).context("remove what went to the second disk")?;
-    Ok(disk)
+    Ok((disk, confd.map(|(confd, _)| confd)))
+}
+
+/// Puts Calico's own confd on the disk, where the environment names one, and tells where it will be and its octets.
+async fn confd_on_disk(tree: &Path) -> Result<Option<(RealConfd, u64)>> {
+    let Some(real) = RealConfd::from_env().map_err(Error::msg)? else { return Ok(None) };
+    for (from, to) in [(&real.binary, "confd"), (&real.templates, "confd.d")] {
+        let status = Command::new("cp").arg("-rL").args([from, &tree.join(to)]).status().await.context("start cp")?;
+        ensure!(status.success(), "cannot copy {}: cp ended with {status}", from.display());
+    }
+    let size = fs::metadata(tree.join("confd")).context("size of confd")?.size();
+    let mounted = Path::new(MOUNTED);
+    Ok(Some((RealConfd { binary: mounted.join("confd"), templates: mounted.join("confd.d") }, size)))
 }
