@@ -89,7 +89,10 @@ impl<S: CalicoSpec> Calico<S> {
         self.merged(|m| m.labels.clone())
     }
 
-    fn merged(&self, part: impl Fn(&ObjectMeta) -> Option<BTreeMap<String, String>>) -> BTreeMap<String, String> {
+    fn merged(
+        &self,
+        part: impl Fn(&ObjectMeta) -> Option<BTreeMap<String, String>>,
+    ) -> BTreeMap<String, String> {
         let mut merged = part(&self.metadata).unwrap_or_default();
         let hidden = self.metadata.annotations.as_ref().and_then(|a| a.get(CALICO_METADATA));
         if let Some(meta) = hidden.and_then(|json| serde_json::from_str::<ObjectMeta>(json).ok()) {
@@ -379,4 +382,3 @@ pub struct IpamConfigSpec {
     #[serde(default)]
     pub strict_affinity: bool,
 }
-

@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 
 use crate::{
     calico::{
-        BgpConfigurationSpec, BgpFilterSpec, BgpPeerSpec, BlockAffinitySpec, CalicoApi, CalicoSpec, IpPoolSpec,
-        IpamConfigSpec,
+        BgpConfigurationSpec, BgpFilterSpec, BgpPeerSpec, BlockAffinitySpec, CalicoApi, CalicoSpec,
+        IpPoolSpec, IpamConfigSpec,
     },
     tenant::Tenant,
     underlay::Underlay,

@@ -1,4 +1,6 @@
 //! Tenant: a VRF of the fabric, and which pods live in it.
+// kube's derive repeats `printcolumn`; clippy takes columns of one type for the same attribute.
+#![allow(clippy::duplicated_attributes)]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::{CustomResource, KubeSchema};
@@ -75,11 +77,17 @@ fn max_prefixes() -> u32 {
 pub struct RouteTargets {
     /// Imported into the VRF; absent means every one whose number is the VNI, whatever its ASN. Each is ASN:NUMBER, IPv4:NUMBER.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32), inner(length(max = 32), regex(pattern = r"^([0-9]{1,10}|[0-9]{1,3}(\.[0-9]{1,3}){3}):[0-9]{1,10}$")))]
+    #[schemars(
+        length(max = 32),
+        inner(length(max = 32), regex(pattern = r"^([0-9]{1,10}|[0-9]{1,3}(\.[0-9]{1,3}){3}):[0-9]{1,10}$"))
+    )]
     pub import: Vec<String>,
     /// Put on the VRF's routes; absent means the Underlay's ASN with the VNI.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32), inner(length(max = 32), regex(pattern = r"^([0-9]{1,10}|[0-9]{1,3}(\.[0-9]{1,3}){3}):[0-9]{1,10}$")))]
+    #[schemars(
+        length(max = 32),
+        inner(length(max = 32), regex(pattern = r"^([0-9]{1,10}|[0-9]{1,3}(\.[0-9]{1,3}){3}):[0-9]{1,10}$"))
+    )]
     pub export: Vec<String>,
 }
 

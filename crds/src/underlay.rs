@@ -1,4 +1,6 @@
 //! Underlay: how the routers of a set of nodes join the fabric.
+// kube's derive repeats `printcolumn`; clippy takes columns of one type for the same attribute.
+#![allow(clippy::duplicated_attributes)]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::{CustomResource, KubeSchema};
@@ -29,8 +31,17 @@ pub const HOLD_TIME: u16 = 9;
     printcolumn(name = "VTEPs", type_ = "string", json_path = ".spec.vtepCIDR"),
     printcolumn(name = "Nodes", type_ = "string", json_path = ".status.nodes.ready"),
     printcolumn(name = "Sessions", type_ = "string", json_path = ".status.sessions.ready"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Programmed\")].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Programmed\")].reason", priority = 1),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Programmed\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Programmed\")].reason",
+        priority = 1
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]

@@ -53,10 +53,16 @@ pub async fn session(world: &World, node: &Node, vni: u32) -> Result<Session> {
     let socket = format!("{}/bgpd.vty", frr_dir(&node.name));
     let command = format!("show bgp vrf vrf{vni} neighbors json");
     let text = world.lab.nodes().vty(&socket, &[&command]).await?.concat();
-    let all: Value = serde_json::from_str(&text).with_context(|| format!("bgpd of {} printed {text}", node.name))?;
+    let all: Value =
+        serde_json::from_str(&text).with_context(|| format!("bgpd of {} printed {text}", node.name))?;
     let neighbor = all.as_object().and_then(|all| all.values().find(|n| n["bgpState"].is_string()));
     let neighbor = neighbor.with_context(|| format!("{} has no session in vrf{vni}", node.name))?;
-    ensure!(neighbor["bgpState"] == "Established", "session of vrf{vni} on {} is {}", node.name, neighbor["bgpState"]);
+    ensure!(
+        neighbor["bgpState"] == "Established",
+        "session of vrf{vni} on {} is {}",
+        node.name,
+        neighbor["bgpState"]
+    );
     Ok(Session {
         uptime_ms: neighbor["bgpTimerUpMsec"].as_u64().context("a session without uptime")?,
         times_up: neighbor["connectionsEstablished"].as_u64().context("a session without a count")?,
@@ -120,7 +126,9 @@ pub async fn traces(world: &World, tenant: &str, vni: u32, pool: IpNet) -> Resul
             let config = nodes.vty(&socket, &["enable", "show running-config"]).await?.concat();
             traces.insert(format!("{daemon}'s configuration on {host}"), config.contains(&vni.to_string()));
         }
-        let bird = nodes.bird(&crate::sink::control_socket(host, crate::calico::Family::V4), "show protocols").await?;
+        let bird = nodes
+            .bird(&crate::sink::control_socket(host, crate::calico::Family::V4), "show protocols")
+            .await?;
         traces.insert(format!("BIRD's peer on {host}"), bird.contains(&bird_peer(world, tenant).await?));
     }
     Ok(traces)

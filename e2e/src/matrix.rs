@@ -57,9 +57,8 @@ pub fn expected(from: &Place, to: &Place) -> Option<bool> {
         (Pod { tenant: Some(a), .. }, Pod { tenant: Some(b), .. } | External { tenant: b })
         | (External { tenant: a }, Pod { tenant: Some(b), .. } | External { tenant: b }) => Some(a == b),
         (Pod { tenant: None, .. }, Pod { tenant: None, .. }) => Some(true),
-        (Pod { .. } | External { .. }, Pod { .. } | External { .. }) => Some(false),
         (Node, Pod { node, .. }) => (from.name == *node).then_some(true),
-        (Node, External { .. }) => Some(false),
+        (_, Pod { .. } | External { .. }) => Some(false),
         (_, Node) => None,
     }
 }

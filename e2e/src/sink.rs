@@ -18,7 +18,7 @@ pub fn control_socket(node: &str, family: Family) -> String {
 }
 
 /// How long a daemon may take to start under emulation.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 
 /// The nodes' daemons.
 pub struct NodeBird {

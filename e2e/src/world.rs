@@ -133,9 +133,9 @@ impl World {
         command
             .env("KUBECONFIG", self.api.kubeconfig(User::Controller))
             .args(["--grpc-listen", &format!("127.0.0.1:{}", self.controller_port)]);
-        self.controller = Process::start("controller", command, self.api.dir())?;
+        self.controller = Process::start("controller", &command, self.api.dir())?;
         let (port, controller) = (self.controller_port, &mut self.controller);
-        wait::until("the controller to listen", Duration::from_secs(60), async || {
+        wait::until("the controller to listen", Duration::from_mins(1), async || {
             controller.check().map_err(wait::hopeless)?;
             tokio::net::TcpStream::connect(("127.0.0.1", port)).await.context("it does not yet").map(drop)
         })
@@ -153,7 +153,7 @@ impl World {
         let all = format!("{0}/{0}", self.lab.members.len());
         wait::until(
             "all routers to have their sessions with the leaf",
-            Duration::from_secs(180),
+            Duration::from_mins(3),
             async || {
                 let seen = self
                     .kubectl(&["get", "underlay", "fabric", "-o", "jsonpath={.status.sessions.ready}"])

@@ -5,6 +5,7 @@ mod certs;
 mod process;
 
 use std::{
+    fmt::Write as _,
     fs,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::PermissionsExt,
@@ -23,7 +24,7 @@ use crate::wait;
 const SERVICE_CIDR: &str = "10.96.0.0/16";
 
 /// How long each of the three may take to answer, on a machine that is busy.
-const START: Duration = Duration::from_secs(120);
+const START: Duration = Duration::from_mins(2);
 
 /// Somebody whom the API server knows by a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,13 +94,13 @@ impl ApiSide {
             .args(["--listen-client-urls", &etcd_url, "--advertise-client-urls", &etcd_url])
             .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
             .args(["--initial-cluster", &format!("lab={peer_url}")]);
-        let etcd = Process::start("etcd", command, dir)?;
+        let etcd = Process::start("etcd", &command, dir)?;
 
         let tokens = dir.join("tokens.csv");
         let mut lines = String::new();
         for user in User::ALL {
-            lines +=
-                &format!("{},{},{},\"{}\"\n", certs.token(user), user.name(), user.name(), user.groups());
+            let (name, groups) = (user.name(), user.groups());
+            writeln!(lines, "{},{name},{name},\"{groups}\"", certs.token(user))?;
         }
         write_private(&tokens, &lines)?;
         let mut command = Command::new(programs.join("kube-apiserver"));
@@ -119,7 +120,7 @@ impl ApiSide {
         ] {
             command.arg(flag).arg(file);
         }
-        let apiserver = Process::start("kube-apiserver", command, dir)?;
+        let apiserver = Process::start("kube-apiserver", &command, dir)?;
 
         for user in User::ALL {
             let config = kubeconfig(([127, 0, 0, 1], port).into(), &certs.ca, &certs.token(user), user)?;
@@ -150,7 +151,7 @@ impl ApiSide {
             controller_manager: Process::none("kube-controller-manager", dir),
         };
         side.ready().await?;
-        side.controller_manager = Process::start("kube-controller-manager", command, dir)?;
+        side.controller_manager = Process::start("kube-controller-manager", &command, dir)?;
         Ok(side)
     }
 

@@ -18,7 +18,7 @@ pub struct Process {
 
 impl Process {
     /// Starts it; its output goes to `DIR/NAME.log`.
-    pub fn start(name: &'static str, command: Command, dir: &Path) -> Result<Self> {
+    pub fn start(name: &'static str, command: &Command, dir: &Path) -> Result<Self> {
         let mut process = Self::none(name, dir);
         let log = File::options().create(true).append(true).open(&process.log)?;
         // The kernel kills it when the lab's process goes, however that goes (prctl(2), PR_SET_PDEATHSIG).

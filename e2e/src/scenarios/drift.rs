@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// How long it may take under emulation.
-const BACK: Duration = Duration::from_secs(60);
+const BACK: Duration = Duration::from_mins(1);
 
 /// Breaks one thing after another on node n1 and waits until every trace is there again.
 pub async fn play(world: &mut World) -> Result<()> {

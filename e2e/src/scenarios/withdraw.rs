@@ -8,7 +8,7 @@ use super::demo::{RED, RED_TENANT, all_cells, route_at_leaf};
 use crate::{look, step, wait, world::World};
 
 /// How long everything may take to go.
-const GONE: Duration = Duration::from_secs(120);
+const GONE: Duration = Duration::from_mins(2);
 
 /// Looks for every trace before, after, and when it is back.
 pub async fn play(world: &mut World) -> Result<()> {

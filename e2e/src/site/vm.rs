@@ -143,7 +143,8 @@ async fn programs_disk(directory: &Path) -> Result<(PathBuf, Option<RealConfd>)>
 async fn confd_on_disk(tree: &Path) -> Result<Option<(RealConfd, u64)>> {
     let Some(real) = RealConfd::from_env().map_err(Error::msg)? else { return Ok(None) };
     for (from, to) in [(&real.binary, "confd"), (&real.templates, "confd.d")] {
-        let status = Command::new("cp").arg("-rL").args([from, &tree.join(to)]).status().await.context("start cp")?;
+        let status =
+            Command::new("cp").arg("-rL").args([from, &tree.join(to)]).status().await.context("start cp")?;
         ensure!(status.success(), "cannot copy {}: cp ended with {status}", from.display());
     }
     let size = fs::metadata(tree.join("confd")).context("size of confd")?.size();

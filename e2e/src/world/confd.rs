@@ -64,7 +64,7 @@ impl World {
         };
         nodes.spawn(&format!("{name}-confd"), command).await?;
         let bird_file = format!("{dir}/bird.cfg");
-        wait::until(&format!("confd's first file on {name}"), Duration::from_secs(120), async || {
+        wait::until(&format!("confd's first file on {name}"), Duration::from_mins(2), async || {
             let text = nodes.read(&bird_file).await?;
             text.contains("protocol").then_some(()).context("it holds no protocol")
         })

@@ -95,7 +95,11 @@ fn field<T: FromStr>(field: &'static str, value: &str) -> Result<T, DecodeError>
 where
     T::Err: fmt::Display,
 {
-    value.parse().map_err(|e: T::Err| DecodeError::Field { field, value: value.to_owned(), reason: e.to_string() })
+    value.parse().map_err(|e: T::Err| DecodeError::Field {
+        field,
+        value: value.to_owned(),
+        reason: e.to_string(),
+    })
 }
 
 fn list<T: FromStr>(name: &'static str, values: &[String]) -> Result<Vec<T>, DecodeError>
@@ -117,7 +121,11 @@ fn vni(name: &'static str, value: u32) -> Result<u32, DecodeError> {
 }
 
 fn narrow<T: TryFrom<u32>>(name: &'static str, value: u32) -> Result<T, DecodeError> {
-    T::try_from(value).map_err(|_| DecodeError::Field { field: name, value: value.to_string(), reason: "out of range".into() })
+    T::try_from(value).map_err(|_| DecodeError::Field {
+        field: name,
+        value: value.to_string(),
+        reason: "out of range".into(),
+    })
 }
 
 impl Codec for model::Guard {
@@ -185,7 +193,11 @@ fn underlay_to_wire(u: &model::Underlay) -> wire::Underlay {
         neighbors: u
             .neighbors
             .iter()
-            .map(|n| wire::Neighbor { address: n.address.to_string(), asn: n.asn, hold_time: n.hold_time.into() })
+            .map(|n| wire::Neighbor {
+                address: n.address.to_string(),
+                asn: n.asn,
+                hold_time: n.hold_time.into(),
+            })
             .collect(),
         interfaces: u.interfaces.clone(),
         mtu: u.mtu.unwrap_or(0),
@@ -277,7 +289,11 @@ mod tests {
                 asn: 65001,
                 vtep: "10.255.0.1".parse().unwrap(),
                 router_id: "10.255.0.1".parse().unwrap(),
-                neighbors: vec![model::Neighbor { address: "192.0.2.1".parse().unwrap(), asn: 65100, hold_time: 9 }],
+                neighbors: vec![model::Neighbor {
+                    address: "192.0.2.1".parse().unwrap(),
+                    asn: 65100,
+                    hold_time: 9,
+                }],
                 interfaces: vec!["eth1".into()],
                 mtu: Some(9000),
                 shared: vec!["10.96.0.1/32".parse().unwrap()],
@@ -307,7 +323,11 @@ mod tests {
         assert_eq!(back, config);
         assert_eq!(digest, Digest::of(&config.encode()));
         let guard = model::Guard {
-            tenants: vec![model::GuardTenant { name: "red".into(), vni: 1001, pools: vec!["10.200.0.0/16".parse().unwrap()] }],
+            tenants: vec![model::GuardTenant {
+                name: "red".into(),
+                vni: 1001,
+                pools: vec!["10.200.0.0/16".parse().unwrap()],
+            }],
             quarantined: vec!["10.9.0.0/16".parse().unwrap()],
         };
         assert_eq!(model::Guard::from_payload(&guard.to_payload()).unwrap().1, guard);

@@ -172,7 +172,9 @@ impl RouteTarget {
 
 /// Why a text is no route target.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no route target: write ASN:NUMBER, IPv4:NUMBER or *:NUMBER (a number above 65535 needs a two-octet ASN)")]
+#[error(
+    "`{0}` is no route target: write ASN:NUMBER, IPv4:NUMBER or *:NUMBER (a number above 65535 needs a two-octet ASN)"
+)]
 pub struct RouteTargetError(String);
 
 impl FromStr for RouteTarget {
@@ -227,7 +229,19 @@ mod tests {
             assert_eq!(good.parse::<RouteTarget>().unwrap().as_str(), good);
         }
         assert_eq!("065000:01".parse::<RouteTarget>().unwrap().as_str(), "65000:1");
-        for bad in ["", "1001", "a:1", "*:", "1:-1", "+1:1", "65536:65536", "192.0.2.1:65536", "192.0.2:1", "1:4294967296", "1:2:3"] {
+        for bad in [
+            "",
+            "1001",
+            "a:1",
+            "*:",
+            "1:-1",
+            "+1:1",
+            "65536:65536",
+            "192.0.2.1:65536",
+            "192.0.2:1",
+            "1:4294967296",
+            "1:2:3",
+        ] {
             assert!(bad.parse::<RouteTarget>().is_err(), "{bad}");
         }
     }

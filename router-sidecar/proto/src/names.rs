@@ -78,9 +78,13 @@ mod tests {
     #[test]
     fn names_fit_the_kernel_and_read_back() {
         // IFNAMSIZ is 16 with the terminating zero.
-        for (name, prefix) in
-            [(vrf(VNI_MAX), "vrf"), (bridge(VNI_MAX), "br"), (vxlan(VNI_MAX), "vx"), (host_link(VNI_MAX), "cv"), (router_link(VNI_MAX), "h")]
-        {
+        for (name, prefix) in [
+            (vrf(VNI_MAX), "vrf"),
+            (bridge(VNI_MAX), "br"),
+            (vxlan(VNI_MAX), "vx"),
+            (host_link(VNI_MAX), "cv"),
+            (router_link(VNI_MAX), "h"),
+        ] {
             assert!(name.len() < 16, "{name}");
             assert_eq!(vni_of(&name, prefix), Some(VNI_MAX));
         }
