@@ -25,6 +25,7 @@ pub const MAX_PREFIXES: u32 = 1000;
     derive = "PartialEq",
     doc = "A tenant: one VRF of the EVPN fabric, on every node that hosts its pods. IPPools join it by the annotation calico-vni.io/tenant or calico-vni.io/vni.",
     validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 40").message("metadata.name: a tenant's name has at most 40 characters, lower-case letters, digits and '-', for it becomes part of a Node label"),
+    validation = Rule::new("!self.metadata.name.endsWith('-v6')").message("metadata.name: a tenant's name must not end in -v6, as the names of the BGPPeers for IPv6 do"),
     printcolumn(name = "VNI", type_ = "integer", json_path = ".status.vni"),
     printcolumn(name = "Pools", type_ = "string", json_path = ".status.acceptedPools"),
     printcolumn(name = "Nodes", type_ = "string", json_path = ".status.nodes.ready"),

@@ -177,7 +177,7 @@ pub struct UnderlayStatus {
     /// Pools of the cluster whose annotation names no tenant that there could be. They belong to no Tenant, so they are told here.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub quarantined_pools: Vec<PoolStatus>,
-    /// Accepted, Programmed, PoolsAccepted.
+    /// Accepted, Programmed, PoolsAccepted, StrictAffinity.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }

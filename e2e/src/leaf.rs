@@ -30,6 +30,9 @@ fn render_zebra() -> String {
 }
 
 /// An eBGP speaker that passes every node's routes to the others, with auto-derived route targets for its own VRFs.
+///
+/// One path a prefix: FRR 8.4 forgets the router MACs of all of a prefix's next hops when one of several equal paths is
+/// withdrawn, and then sends nothing to those that are left.
 fn render_bgpd(nodes: &[Node]) -> String {
     let mut text = format!(
         "hostname leaf\nrouter bgp {LEAF_ASN}\n bgp router-id {LEAF_VTEP}\n no bgp ebgp-requires-policy\n no bgp default ipv4-unicast\n"
@@ -50,7 +53,7 @@ fn render_bgpd(nodes: &[Node]) -> String {
     for tenant in &FABRIC_TENANTS {
         let _ = write!(
             text,
-            "router bgp {LEAF_ASN} vrf {}\n bgp router-id {LEAF_VTEP}\n no bgp ebgp-requires-policy\n address-family ipv4 unicast\n  redistribute connected\n exit-address-family\n address-family l2vpn evpn\n  advertise ipv4 unicast\n exit-address-family\nexit\n",
+            "router bgp {LEAF_ASN} vrf {}\n bgp router-id {LEAF_VTEP}\n no bgp ebgp-requires-policy\n address-family ipv4 unicast\n  redistribute connected\n  maximum-paths 1\n exit-address-family\n address-family l2vpn evpn\n  advertise ipv4 unicast\n exit-address-family\nexit\n",
             tenant.name
         );
     }

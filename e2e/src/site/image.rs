@@ -26,6 +26,9 @@ const SOURCES: [(&str, &str); 3] = [
 /// The distribution's release that gives kernel and daemons, whatever this machine runs.
 const SUITE: &str = "bookworm";
 
+/// glibc of the oldest suite that the image may be made from.
+pub const GLIBC: (u32, u32) = (2, 36);
+
 const MIRROR: &str = "http://deb.debian.org/debian";
 
 /// A finished image.

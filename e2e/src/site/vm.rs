@@ -120,6 +120,7 @@ async fn programs_disk(directory: &Path) -> Result<(PathBuf, Option<RealConfd>)>
         }
         size += fs::metadata(&copy).context("size of a program")?.size();
     }
+    size += c_library(&built.join(PROGRAMS[0]), &tree).await?;
     let confd = confd_on_disk(&tree).await?;
     size += confd.as_ref().map_or(0, |(_, size)| *size);
     let disk = directory.join("programs.ext4");
@@ -150,4 +151,71 @@ async fn confd_on_disk(tree: &Path) -> Result<Option<(RealConfd, u64)>> {
     let size = fs::metadata(tree.join("confd")).context("size of confd")?.size();
     let mounted = Path::new(MOUNTED);
     Ok(Some((RealConfd { binary: mounted.join("confd"), templates: mounted.join("confd.d") }, size)))
+}
+
+/// Puts this machine's C library on the disk too, where it is newer than the image's, and tells its octets. Programs that
+/// were linked here need it, and the image's own programs run with it, for glibc is compatible that way.
+async fn c_library(program: &Path, tree: &Path) -> Result<u64> {
+    let (newest, here) = (image::GLIBC, glibc_of_this_machine().await?);
+    if here <= newest {
+        return Ok(0);
+    }
+    step!("taking this machine's C library along: {}.{} is newer than the image's", here.0, here.1);
+    let output = Command::new("ldd").arg(program).output().await.context("start ldd")?;
+    ensure!(output.status.success(), "ldd {}: {}", program.display(), String::from_utf8_lossy(&output.stderr));
+    let directory = tree.join("libc");
+    fs::create_dir_all(&directory).context("directory for the C library")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let loaded: Vec<&str> = text.split_whitespace().filter(|word| word.starts_with('/')).collect();
+    let home = loaded.iter().find(|p| p.ends_with("/libc.so.6")).and_then(|p| Path::new(p).parent());
+    let home = home.with_context(|| format!("ldd names no libc.so.6:\n{text}"))?;
+    let mut size = 0;
+    // All that belongs together, also what only the image's programs load.
+    for name in GLIBC_FILES {
+        let from = loaded.iter().map(Path::new).find(|p| p.ends_with(name)).map_or(home.join(name), Path::to_owned);
+        if from.exists() {
+            size += fs::copy(&from, directory.join(name)).with_context(|| format!("copy {}", from.display()))?;
+        }
+    }
+    Ok(size)
+}
+
+/// Files of glibc, and of the compiler's runtime, which is compatible in the same way.
+const GLIBC_FILES: [&str; 12] = [
+    "ld-linux-x86-64.so.2",
+    "libc.so.6",
+    "libm.so.6",
+    "libmvec.so.1",
+    "libresolv.so.2",
+    "librt.so.1",
+    "libpthread.so.0",
+    "libdl.so.2",
+    "libutil.so.1",
+    "libanl.so.1",
+    "libnss_files.so.2",
+    "libgcc_s.so.1",
+];
+
+async fn glibc_of_this_machine() -> Result<(u32, u32)> {
+    let output = Command::new("getconf").arg("GNU_LIBC_VERSION").output().await.context("start getconf")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    parse_glibc(&text).with_context(|| format!("getconf GNU_LIBC_VERSION printed `{}`", text.trim()))
+}
+
+/// `glibc 2.36`
+fn parse_glibc(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.trim().strip_prefix("glibc ")?.split_once('.')?;
+    Some((major.parse().ok()?, minor.split('.').next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_as_numbers() {
+        assert!(parse_glibc("glibc 2.9\n") < parse_glibc("glibc 2.36\n"));
+        assert_eq!(parse_glibc("glibc 2.39.1"), Some((2, 39)));
+        assert_eq!(parse_glibc("musl"), None);
+    }
 }
