@@ -151,17 +151,13 @@ impl World {
 
     async fn underlay_up(&self) -> Result<()> {
         let all = format!("{0}/{0}", self.lab.members.len());
-        wait::until(
-            "all routers to have their sessions with the leaf",
-            Duration::from_mins(3),
-            async || {
-                let seen = self
-                    .kubectl(&["get", "underlay", "fabric", "-o", "jsonpath={.status.sessions.ready}"])
-                    .await?;
-                ensure!(seen == all, "sessions {seen} of {all}");
-                Ok(())
-            },
-        )
+        wait::until("all routers to have their sessions with the leaf", Duration::from_mins(3), async || {
+            let seen = self
+                .kubectl(&["get", "underlay", "fabric", "-o", "jsonpath={.status.sessions.ready}"])
+                .await?;
+            ensure!(seen == all, "sessions {seen} of {all}");
+            Ok(())
+        })
         .await?;
         step!("routers ready: {all} sessions with the leaf");
         Ok(())

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Builds what the lab's virtual machine boots: OUT/vmlinuz, OUT/initrd.gz and OUT/root.ext4.
+# Builds what the lab's virtual machine boots: OUT/vmlinuz, OUT/initrd.gz, OUT/root.ext4 and, in
+# OUT/glibc, which C library that has.
 #
 #   image.sh OUT [SUITE [MIRROR]]
 #
@@ -76,6 +77,7 @@ if [ "${1-}" = --hook ]; then
 	echo 'image: initramfs'
 	initramfs "$root"
 	install -m 755 "$here/init" "$root/sbin/lab-init"
+	dpkg-query --admindir="$root/var/lib/dpkg" -W -f='${Version}\n' libc6 | sed 's/^\([0-9]*\.[0-9]*\).*/glibc \1/' >"$OUT/glibc"
 	# Directories of the lab's second disk, and places that the init script mounts upon.
 	mkdir -p "$root/opt/lab" "$root/etc/calico-vni"
 	rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/*

@@ -26,9 +26,6 @@ const SOURCES: [(&str, &str); 3] = [
 /// The distribution's release that gives kernel and daemons, whatever this machine runs.
 const SUITE: &str = "bookworm";
 
-/// glibc of the oldest suite that the image may be made from.
-pub const GLIBC: (u32, u32) = (2, 36);
-
 const MIRROR: &str = "http://deb.debian.org/debian";
 
 /// A finished image.
@@ -39,6 +36,8 @@ pub struct Image {
     pub initrd: PathBuf,
     /// Root file system.
     pub disk: PathBuf,
+    /// Its C library, as `getconf GNU_LIBC_VERSION` would tell it.
+    pub glibc: String,
 }
 
 /// Finds the image or builds it. `LAB_SUITE` and `LAB_MIRROR` choose another Debian release or mirror.
@@ -49,7 +48,9 @@ pub async fn find_or_build() -> Result<Image> {
     if !directory.join("complete").exists() {
         build(&directory, &suite, &mirror).await?;
     }
+    let glibc = directory.join("glibc");
     Ok(Image {
+        glibc: fs::read_to_string(&glibc).with_context(|| format!("read {}", glibc.display()))?,
         kernel: directory.join("vmlinuz"),
         initrd: directory.join("initrd.gz"),
         disk: directory.join("root.ext4"),

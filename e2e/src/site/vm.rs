@@ -33,7 +33,7 @@ const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// Builds what is missing and boots.
 pub async fn start(directory: &Path) -> Result<Site> {
     let image = image::find_or_build().await?;
-    let (disk, confd) = programs_disk(directory).await?;
+    let (disk, confd) = programs_disk(directory, &image.glibc).await?;
     let [port] = free_ports()?;
     let console = directory.join("console.log");
     let kvm = kvm_works().await;
@@ -97,7 +97,7 @@ async fn kvm_works() -> bool {
 }
 
 /// Makes the file system with our programs, which the machine mounts at `/opt/lab`.
-async fn programs_disk(directory: &Path) -> Result<(PathBuf, Option<RealConfd>)> {
+async fn programs_disk(directory: &Path, glibc: &str) -> Result<(PathBuf, Option<RealConfd>)> {
     let built = env::current_exe().context("path of this program")?;
     let built = built.parent().context("directory of this program")?;
     let tree = directory.join("opt-lab");
@@ -120,7 +120,7 @@ async fn programs_disk(directory: &Path) -> Result<(PathBuf, Option<RealConfd>)>
         }
         size += fs::metadata(&copy).context("size of a program")?.size();
     }
-    size += c_library(&built.join(PROGRAMS[0]), &tree).await?;
+    size += c_library(&built.join(PROGRAMS[0]), glibc, &tree).await?;
     let confd = confd_on_disk(&tree).await?;
     size += confd.as_ref().map_or(0, |(_, size)| *size);
     let disk = directory.join("programs.ext4");
@@ -155,14 +155,26 @@ async fn confd_on_disk(tree: &Path) -> Result<Option<(RealConfd, u64)>> {
 
 /// Puts this machine's C library on the disk too, where it is newer than the image's, and tells its octets. Programs that
 /// were linked here need it, and the image's own programs run with it, for glibc is compatible that way.
-async fn c_library(program: &Path, tree: &Path) -> Result<u64> {
-    let (newest, here) = (image::GLIBC, glibc_of_this_machine().await?);
-    if here <= newest {
+async fn c_library(program: &Path, glibc: &str, tree: &Path) -> Result<u64> {
+    let here = Command::new("getconf").arg("GNU_LIBC_VERSION").output().await.context("start getconf")?;
+    let here = String::from_utf8_lossy(&here.stdout).into_owned();
+    let version =
+        |text: &str| parse_glibc(text).with_context(|| format!("`{}` is no version of glibc", text.trim()));
+    if version(&here)? <= version(glibc)? {
         return Ok(0);
     }
-    step!("taking this machine's C library along: {}.{} is newer than the image's", here.0, here.1);
+    step!(
+        "taking this machine's C library along: {} is newer than the image's {}",
+        here.trim(),
+        glibc.trim()
+    );
     let output = Command::new("ldd").arg(program).output().await.context("start ldd")?;
-    ensure!(output.status.success(), "ldd {}: {}", program.display(), String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "ldd {}: {}",
+        program.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
     let directory = tree.join("libc");
     fs::create_dir_all(&directory).context("directory for the C library")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -172,9 +184,11 @@ async fn c_library(program: &Path, tree: &Path) -> Result<u64> {
     let mut size = 0;
     // All that belongs together, also what only the image's programs load.
     for name in GLIBC_FILES {
-        let from = loaded.iter().map(Path::new).find(|p| p.ends_with(name)).map_or(home.join(name), Path::to_owned);
+        let from =
+            loaded.iter().map(Path::new).find(|p| p.ends_with(name)).map_or(home.join(name), Path::to_owned);
         if from.exists() {
-            size += fs::copy(&from, directory.join(name)).with_context(|| format!("copy {}", from.display()))?;
+            size +=
+                fs::copy(&from, directory.join(name)).with_context(|| format!("copy {}", from.display()))?;
         }
     }
     Ok(size)
@@ -195,12 +209,6 @@ const GLIBC_FILES: [&str; 12] = [
     "libnss_files.so.2",
     "libgcc_s.so.1",
 ];
-
-async fn glibc_of_this_machine() -> Result<(u32, u32)> {
-    let output = Command::new("getconf").arg("GNU_LIBC_VERSION").output().await.context("start getconf")?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    parse_glibc(&text).with_context(|| format!("getconf GNU_LIBC_VERSION printed `{}`", text.trim()))
-}
 
 /// `glibc 2.36`
 fn parse_glibc(text: &str) -> Option<(u32, u32)> {
