@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds what the lab's virtual machine boots: OUT/vmlinuz, OUT/initrd.gz, OUT/root.ext4 and, in
-# OUT/glibc, which C library that has.
+# Builds what the lab's virtual machine boots: OUT/vmlinuz, OUT/initrd.gz and OUT/root.ext4; OUT/glibc says which C
+# library that has.
 #
 #   image.sh OUT [SUITE [MIRROR]]
 #
