@@ -8,7 +8,6 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::{
-    driver::OpError,
     version::{Daemon, Version},
     vty::{Reply, Status, Vty, VtyError},
 };
@@ -28,6 +27,39 @@ pub struct Part<'a> {
     pub op: usize,
     /// Lines, contexts included.
     pub lines: &'a [String],
+}
+
+/// Why an operation failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpError {
+    /// A line that a daemon refused.
+    #[error("{daemon} refused `{line}` (status {status}): {text}")]
+    Refused {
+        /// The daemon.
+        daemon: Daemon,
+        /// The line.
+        line: String,
+        /// `CMD_*` of FRR's `lib/command.h`.
+        status: u8,
+        /// What it said.
+        text: String,
+    },
+    /// The VNI is in use. Not sent, since mgmtd of FRR 10.3 dies of repeated refusals.
+    #[error("VNI {vni} is carried by VRF {vrf} already; free it there or choose another")]
+    VniTaken {
+        /// The VNI.
+        vni: u32,
+        /// Who has it.
+        vrf: String,
+    },
+    /// The daemon went away in the midst of it.
+    #[error("{daemon} went away: {reason}")]
+    Lost {
+        /// The daemon.
+        daemon: Daemon,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// A line that was refused, and whose it was.

@@ -9,8 +9,8 @@ use calico_vni_proto::names;
 
 use super::{
     config::{Config, Global, Section},
-    driver::Observed,
     instance::{self, Owner},
+    observed::Observed,
 };
 
 /// What one operation writes, each part to the daemon that owns it.

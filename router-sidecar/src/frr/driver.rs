@@ -14,9 +14,9 @@ use calico_vni_proto::names;
 use tracing::{debug, warn};
 
 use super::{
-    batch::{self, Part, Refusal},
-    config::Config,
+    batch::{self, OpError, Part, Refusal},
     diff::{self, Delta, Op, TenantRef},
+    observed::Observed,
     parse::parse,
     sessions::{self, L3Vni, SessionState},
     version::{Daemon, Version, VersionError},
@@ -59,39 +59,6 @@ pub enum Error {
     },
 }
 
-/// Why an operation failed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum OpError {
-    /// A line that a daemon refused.
-    #[error("{daemon} refused `{line}` (status {status}): {text}")]
-    Refused {
-        /// The daemon.
-        daemon: Daemon,
-        /// The line.
-        line: String,
-        /// `CMD_*` of FRR's `lib/command.h`.
-        status: u8,
-        /// What it said.
-        text: String,
-    },
-    /// The VNI is in use. Not sent, since mgmtd of FRR 10.3 dies of repeated refusals.
-    #[error("VNI {vni} is carried by VRF {vrf} already; free it there or choose another")]
-    VniTaken {
-        /// The VNI.
-        vni: u32,
-        /// Who has it.
-        vrf: String,
-    },
-    /// The daemon went away in the midst of it.
-    #[error("{daemon} went away: {reason}")]
-    Lost {
-        /// The daemon.
-        daemon: Daemon,
-        /// Why.
-        reason: String,
-    },
-}
-
 /// What became of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpResult {
@@ -99,26 +66,6 @@ pub struct OpResult {
     pub tenant: Option<TenantRef>,
     /// The first thing that went wrong.
     pub outcome: Result<(), OpError>,
-}
-
-/// What FRR has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Observed {
-    /// Its release.
-    pub version: Version,
-    /// What of its configuration is ours.
-    pub config: Config,
-    /// VNIs whose VRF has a device, so that FRR cannot forget its name.
-    pub active: BTreeSet<u32>,
-    /// VNIs that zebra holds and a restarted management daemon does not know of.
-    pub forgotten: BTreeSet<u32>,
-}
-
-impl Observed {
-    /// FRR as it is before anything was configured.
-    pub fn nothing(version: Version) -> Self {
-        Self { version, config: Config::default(), active: BTreeSet::new(), forgotten: BTreeSet::new() }
-    }
 }
 
 /// The way to FRR's daemons.
@@ -232,35 +179,6 @@ impl Driver {
     /// Every L3VNI that zebra has, ours or not.
     pub async fn l3vnis(&self) -> Result<Vec<L3Vni>, Error> {
         l3vnis(&mut self.open(Daemon::Zebra).await?).await
-    }
-}
-
-impl Observed {
-    /// What zebra carries counts, not what the management daemon believes.
-    fn take_zebras_word(&mut self, l3vnis: &[L3Vni]) {
-        for section in &mut self.config.tenants {
-            let name = names::vrf(section.vni);
-            let carried = l3vnis.iter().find(|l| l.vrf == name).map(|l| l.vni);
-            if carried.is_some() && section.l3vni != carried {
-                self.forgotten.insert(section.vni);
-            }
-            section.l3vni = carried;
-        }
-        for l3vni in l3vnis {
-            let Some(vni) = names::vni_of(&l3vni.vrf, "vrf") else { continue };
-            if self.config.tenant(vni).is_none() {
-                self.forgotten.insert(vni);
-                let section =
-                    super::Section { vni, vrf: true, l3vni: Some(l3vni.vni), ..super::Section::default() };
-                self.config.tenants.push(section);
-            }
-        }
-        self.config.tenants.sort_by_key(|section| section.vni);
-        // A name that only waits for its device to go is nothing that is configured.
-        let active = &self.active;
-        self.config.tenants.retain(|s| {
-            s.l3vni.is_some() || s.bgp.is_some() || !s.lists.is_empty() || !active.contains(&s.vni)
-        });
     }
 }
 

@@ -14,6 +14,7 @@ mod config;
 mod diff;
 mod driver;
 mod instance;
+mod observed;
 mod parse;
 mod render;
 mod sessions;
@@ -25,9 +26,11 @@ mod model;
 #[cfg(test)]
 mod tests;
 
+pub use batch::OpError;
 pub use config::{Block, Config, Family, Global, Instance, PREFIX, Section, split};
 pub use diff::{Delta, Op, TenantRef, diff};
-pub use driver::{Driver, Error, Observed, OpError, OpResult};
+pub use driver::{Driver, Error, OpResult};
+pub use observed::Observed;
 pub use parse::parse;
 pub use render::render;
 pub use sessions::{L3Vni, SessionState};
