@@ -5,7 +5,7 @@ CARGO ?= cargo
 TOOLS := target/tools/bin
 LAB := target/debug/lab
 
-.PHONY: help deps generate build kube demo test test-unit test-kernel test-api test-e2e check fmt clippy deny generated advisories up down clean-lab
+.PHONY: help deps generate build kube demo test test-unit test-e2e check fmt clippy deny generated advisories up down clean-lab
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
@@ -31,20 +31,16 @@ up: deps kube build ## the lab, until Ctrl-C, to look around in
 down: ## stop a lab that was left behind
 	@$(LAB) down
 
-test: deps kube build test-unit test-kernel test-api test-e2e ## everything: unit, golden, property, kernel, real API server, lab
+test: deps kube ## everything: unit, golden, property, kernel, real API server, and the lab's scenarios (needs root)
+	@$(CARGO) test --workspace
+	@$(LAB) test
 
-test-unit: ## unit, golden and property tests: no privilege, under a minute when built
-	@$(CARGO) test --workspace --lib --bins
-	@$(CARGO) test -p calico-vni-crds -p calico-vni-planner -p kubectl-vni --tests
+# The parts of it name the whole workspace too, so that all share one build.
+test-unit: ## of these, unit, golden and property tests: no privilege, under a minute when built
+	@$(CARGO) test --workspace --lib --bins --test generated --test golden --test laws --test plan
 
-test-kernel: ## real netlink, nftables, FRR and BIRD in network namespaces of the tests' own (needs root)
-	@$(CARGO) test -p calico-vni-router --tests
-	@$(CARGO) test -p calico-vni-e2e --tests
-
-test-api: kube ## the controller against a real etcd and kube-apiserver
-	@$(CARGO) test -p calico-vni-controller --tests
-
-test-e2e: deps kube build ## the lab's scenarios
+test-e2e: deps kube ## of these, the lab's scenarios
+	@$(CARGO) test --quiet --workspace --no-run
 	@$(LAB) test
 
 check: fmt clippy deny generated ## format, lints, licences and sources of dependencies, generated files

@@ -46,6 +46,11 @@ async fn definitions_take_what_is_right_and_name_what_is_not() {
     }
     api.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]).await.unwrap();
 
+    // Every example is what the API server takes.
+    let examples = paths::checkout().join("examples");
+    let printed = api.kubectl(&["apply", "--dry-run=server", "-f", examples.to_str().unwrap()]).await.unwrap();
+    assert_eq!(printed.lines().count(), std::fs::read_dir(&examples).unwrap().count(), "{printed}");
+
     apply(&api, UNDERLAY).await.unwrap();
     apply(&api, TENANT).await.unwrap();
     // Defaults are in the object, so a reader of it need not know them.
