@@ -24,3 +24,11 @@ pub fn target(name: &str) -> Result<PathBuf> {
     std::fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
     Ok(directory)
 }
+
+/// Where our programs were built: beside this one, or, for a test, one directory up.
+pub fn programs() -> Result<PathBuf> {
+    let this = env::current_exe().context("path of this program")?;
+    let directory = this.parent().context("directory of this program")?;
+    let tests = directory.file_name().is_some_and(|name| name == "deps");
+    Ok(if tests { directory.parent().context("directory of the build")? } else { directory }.to_owned())
+}

@@ -302,7 +302,7 @@ pub fn frr_dir(node: &str) -> String {
 
 /// A program of ours, beside this one.
 fn program(name: &str) -> Result<PathBuf> {
-    let path = std::env::current_exe()?.with_file_name(name);
+    let path = paths::programs()?.join(name);
     ensure!(path.exists(), "{} is missing: run `make build`", path.display());
     Ok(path)
 }

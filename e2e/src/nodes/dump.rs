@@ -8,14 +8,24 @@ use std::{
 };
 
 use anyhow::Result;
+use futures::future::join_all;
 
 use super::{LOG_DIR, RUN_DIR, control, netns, process::exec, protocol::Command};
 
 /// The end of a log is what tells; more than this would only make the folder heavy.
 const LOG_TAIL: usize = 512 * 1024;
 
-const IP_COMMANDS: &str =
-    "-d link show\n-d addr show\n-d rule show\n-d -6 rule show\n-d route show table all\nneigh show\n";
+/// What is asked in every namespace: a file, the command, and what it reads. A family is an option of the whole batch.
+const ASKED: [(&str, &[&str], &str); 4] = [
+    (
+        "ip.txt",
+        &["ip", "-d", "-force", "-batch", "-"],
+        "link show\naddr show\nrule show\nroute show table all\nneigh show\n",
+    ),
+    ("ip6-rules.txt", &["ip", "-6", "rule", "show"], ""),
+    ("fdb.txt", &["bridge", "fdb", "show"], ""),
+    ("nft.txt", &["nft", "list", "ruleset"], ""),
+];
 
 const BGPD: [&str; 6] = [
     "show running-config",
@@ -34,20 +44,18 @@ pub async fn dump() -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
     let mut names: Vec<String> = list(Path::new(netns::DIR)).iter().filter_map(|p| file_name(p)).collect();
     names.sort();
-    for name in names {
-        let command = |argv: &[&str], stdin: &str| Command {
+    let asked = names.iter().flat_map(|name| ASKED.map(|asked| (name, asked)));
+    let answers = join_all(asked.map(async |(name, (file, argv, stdin))| {
+        let command = Command {
             netns: Some(name.clone()),
             argv: argv.iter().map(|&a| a.to_owned()).collect(),
             stdin: stdin.to_owned(),
-            timeout_ms: 30_000,
+            timeout_ms: 60_000,
             ..Command::default()
         };
-        files.insert(
-            format!("{name}/ip.txt"),
-            output(command(&["ip", "-force", "-batch", "-"], IP_COMMANDS)).await,
-        );
-        files.insert(format!("{name}/nft.txt"), output(command(&["nft", "list", "ruleset"], "")).await);
-    }
+        (format!("{name}/{file}"), output(command).await)
+    }));
+    files.extend(answers.await);
     let processes = Command {
         argv: vec!["ps".into(), "-eo".into(), "pid,ppid,stat,etime,rss,args".into()],
         timeout_ms: 30_000,

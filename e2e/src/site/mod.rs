@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Error, Result, anyhow, bail};
 use tokio::process::{Child, Command};
 
-use crate::{calico::real::RealConfd, nodes::client::Nodes, step, wait};
+use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, step, wait};
 
 pub mod image;
 pub mod vm;
@@ -99,8 +99,8 @@ impl Site {
 }
 
 async fn native(directory: &Path) -> Result<Site> {
-    let lab = env::current_exe().context("path of this program")?;
-    let programs = lab.parent().context("directory of this program")?.to_owned();
+    let programs = paths::programs()?;
+    let lab = programs.join("lab");
     let address_file = directory.join("nodes.address");
     let log = std::fs::File::create(directory.join("nodes.log")).context("log of the node side")?;
     // The process namespace ends with its first process, and takes along whatever the nodes have started.

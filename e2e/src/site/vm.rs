@@ -4,7 +4,7 @@
 //! 10.0.2.2, the address that QEMU's user-mode network gives to the outside's loopback.
 
 use std::{
-    env, fs,
+    fs,
     net::{Ipv4Addr, SocketAddr},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -16,7 +16,7 @@ use anyhow::{Context as _, Error, Result, bail, ensure};
 use tokio::{io::AsyncWriteExt as _, process::Command, time::timeout};
 
 use super::{Mode, Programs, Site, alive, free_ports, image};
-use crate::{calico::real::RealConfd, nodes::client::Nodes, step, wait};
+use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, step, wait};
 
 /// Programs of ours that run on nodes.
 const PROGRAMS: [&str; 2] = ["lab", "calico-vni-router"];
@@ -98,8 +98,7 @@ async fn kvm_works() -> bool {
 
 /// Makes the file system with our programs, which the machine mounts at `/opt/lab`.
 async fn programs_disk(directory: &Path, glibc: &str) -> Result<(PathBuf, Option<RealConfd>)> {
-    let built = env::current_exe().context("path of this program")?;
-    let built = built.parent().context("directory of this program")?;
+    let built = paths::programs()?;
     let tree = directory.join("opt-lab");
     fs::create_dir_all(&tree).context("directory for the second disk")?;
     let mut size = 0;
