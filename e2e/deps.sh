@@ -4,13 +4,16 @@ set -euo pipefail
 
 # program:package
 needs='ip:iproute2 nft:nftables ping:iputils-ping bird:bird vtysh:frr qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs
-cpio:cpio depmod:kmod busybox:busybox-static cc:build-essential git:git'
+depmod:kmod unshare:util-linux cc:build-essential git:git'
 
 PATH=$PATH:/usr/sbin:/sbin:/usr/lib/frr
 missing=() packages=()
 for need in $needs; do
 	command -v "${need%%:*}" >/dev/null || { missing+=("${need%%:*}"); packages+=("${need##*:}"); }
 done
+
+# The virtual machine is made of Debian packages, whose signatures other distributions cannot check by themselves.
+[ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || { missing+=(debian-archive-keyring.gpg); packages+=(debian-archive-keyring); }
 
 if [ ${#missing[@]} -gt 0 ]; then
 	if ! command -v apt-get >/dev/null || [ "$(id -u)" != 0 ]; then
