@@ -66,11 +66,24 @@ fn hash(suite: &str) -> String {
     hex::encode(&hasher.finalize()[..6])
 }
 
+/// Removes images whose builders were interrupted.
+fn remove_abandoned(images: &Path) -> Result<()> {
+    for entry in fs::read_dir(images).with_context(|| format!("read {}", images.display()))? {
+        let path = entry.context("an entry of the directory of images")?.path();
+        let builder = path.extension().and_then(|e| e.to_str()?.strip_prefix("new-")?.parse::<u32>().ok());
+        if builder.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
 async fn build(directory: &Path, suite: &str, mirror: &str) -> Result<()> {
     step!("building the virtual machine's image once, from Debian {suite} at {mirror} (about a minute)");
     // Built aside and renamed, so that an image that was interrupted is never taken for one.
     let aside = directory.with_extension(format!("new-{}", std::process::id()));
     fs::create_dir_all(&aside).with_context(|| format!("make {}", aside.display()))?;
+    remove_abandoned(directory.parent().context("directory of images")?)?;
     let script = paths::crate_root().join("vm/image.sh");
     let mut child = Command::new(&script)
         .arg(&aside)

@@ -104,7 +104,7 @@ async fn native(directory: &Path) -> Result<Site> {
     let address_file = directory.join("nodes.address");
     let log = std::fs::File::create(directory.join("nodes.log")).context("log of the node side")?;
     // The process namespace ends with its first process, and takes along whatever the nodes have started.
-    let mut child = Command::new("unshare")
+    let mut child = dies_with_us("unshare")
         .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
         .arg(&lab)
         .args(["nodes", "--listen", "127.0.0.1:0", "--exit-with-owner", "--private", "--address-file"])
@@ -127,6 +127,14 @@ async fn native(directory: &Path) -> Result<Site> {
     let outside = Ipv4Addr::LOCALHOST.into();
     let confd = RealConfd::from_env().map_err(Error::msg)?;
     Ok(Site { mode: Mode::Native, nodes, programs: Programs(programs), confd, outside, address, child })
+}
+
+/// A command for a program that the kernel kills when the lab's process goes, however that goes (prctl(2),
+/// PR_SET_PDEATHSIG). Dropping a child does it in all cases but the lab's own death by SIGKILL.
+fn dies_with_us(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", program]);
+    command
 }
 
 /// Fails for good when the process has ended.

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Error, Result, bail, ensure};
 use tokio::{io::AsyncWriteExt as _, process::Command, time::timeout};
 
-use super::{Mode, Programs, Site, alive, free_ports, image};
+use super::{Mode, Programs, Site, alive, dies_with_us, free_ports, image};
 use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, step, wait};
 
 /// Programs of ours that run on nodes.
@@ -37,7 +37,7 @@ pub async fn start(directory: &Path) -> Result<Site> {
     let [port] = free_ports()?;
     let console = directory.join("console.log");
     let kvm = kvm_works().await;
-    let mut qemu = Command::new("qemu-system-x86_64");
+    let mut qemu = dies_with_us("qemu-system-x86_64");
     // `max` under emulation offers more than it can do quickly; Westmere has what the kernel and glibc look for.
     let machine = if kvm { ["kvm", "host"] } else { ["tcg,thread=multi", "Westmere"] };
     qemu.args(["-accel", machine[0], "-cpu", machine[1]])
