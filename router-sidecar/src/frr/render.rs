@@ -108,7 +108,11 @@ fn tenant(underlay: &Underlay, tenant: &Tenant, version: Version) -> Section {
         let name = if peer.is_ipv4() { "ipv4 unicast" } else { "ipv6 unicast" };
         lines.extend(session(peer, underlay.calico_asn, BIRD_TIMERS));
         lists.extend(prefix_lists(tenant, peer.is_ipv4()));
-        families.push(family(name, bird_policy(tenant, peer)));
+        let mut unicast = bird_policy(tenant, peer);
+        if version.loses_router_macs() {
+            unicast.push("maximum-paths 1".to_owned());
+        }
+        families.push(family(name, unicast));
         evpn.push(format!("advertise {name}"));
     }
     evpn.push(format!("rd {}:{}", underlay.router_id, tenant.link_index));

@@ -106,6 +106,12 @@ impl Version {
         self.major > 8 || (self.major == 8 && self.minor >= 5)
     }
 
+    /// Whether zebra, when one of several equal paths of a VRF's prefix goes, takes the router MACs of the others along, so
+    /// that they forward nothing any more. Seen with 8.4.4, each time; not tried with 9.
+    pub const fn loses_router_macs(self) -> bool {
+        self.major < 10
+    }
+
     /// Whether route selection waits for every configured EVPN neighbour, dead ones included, unless told otherwise.
     pub const fn defers_selection(self) -> bool {
         self.major > 10 || (self.major == 10 && self.minor >= 6)
