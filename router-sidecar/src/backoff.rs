@@ -36,6 +36,12 @@ impl Backoff {
         }
     }
 
+    /// Nothing was tried at `now`: what was due waits once more.
+    pub fn postpone(&mut self, now: Instant) {
+        let failed: Vec<String> = self.failures.keys().cloned().collect();
+        self.settle(failed, now);
+    }
+
     /// When the first of them may be tried again.
     pub fn next(&self) -> Option<Instant> {
         self.failures.values().map(|(_, not_before)| *not_before).min()

@@ -28,7 +28,6 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Op> {
 
     ops.extend(observed.frr.iter().cloned().map(Op::Frr));
 
-    routes_away(&mut ops, Space::Router, &desired.router, &observed.router, &gone);
     addresses_away(&mut ops, Space::Router, &desired.router, &observed.router, &gone);
     for name in in_order_of_removal(&gone.router) {
         // Of a pair, the router's end goes with the host's.
@@ -39,6 +38,8 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Op> {
             ops.push(Op::LinkDelete(Space::Router, name.clone()));
         }
     }
+    // The last resorts outlive the devices: a VRF without one passes what it does not know on to the underlay.
+    routes_away(&mut ops, Space::Router, &desired.router, &observed.router, &gone);
     uplinks(&mut ops, desired, observed);
 
     let common = |name: &str| vni_of_link(Space::Router, name).is_none();
@@ -243,11 +244,18 @@ fn arrive(ops: &mut Vec<Op>, space: Space, desired: &Desired, observed: &Observe
 
     let already = |op: &Op| space == Space::Router && op.vni(&desired.config).is_none();
     sysctls(ops, space, wanted, &seen, |op| !already(op));
+    // Before all that can fail: without its last resort a table passes on what it does not know.
+    let (last_resorts, routes): (Vec<_>, Vec<_>) = wanted
+        .routes
+        .difference(&seen.routes)
+        .cloned()
+        .partition(|route| route.target == Target::Unreachable);
+    ops.extend(last_resorts.into_iter().map(|route| Op::RouteAdd(space, route)));
     let (first, later): (Vec<_>, Vec<_>) =
         wanted.addresses.difference(&seen.addresses).cloned().partition(|address| address.dev == LOOPBACK);
     ops.extend(first.into_iter().chain(later).map(|address| Op::AddressAdd(space, address)));
-    // Last resorts and throws before the way out: no packet leaves by a table that is not complete.
+    // Throws before the way out: no packet leaves by a table that is not complete.
     let (ways_out, others): (Vec<_>, Vec<_>) =
-        wanted.routes.difference(&seen.routes).cloned().partition(|route| device_of(&route.target).is_some());
+        routes.into_iter().partition(|route| device_of(&route.target).is_some());
     ops.extend(others.into_iter().chain(ways_out).map(|route| Op::RouteAdd(space, route)));
 }

@@ -287,6 +287,8 @@ fn a_new_tenant_comes_in_order() {
         "link add br1001",
         "link add h1001",
         "link add vx1001",
+        "router: route add unreachable 0.0.0.0/0",
+        "router: address add 169.254.192.3/31 dev h1001",
         "host: link set cv1001",
         "host: route add unreachable 0.0.0.0/0",
         "host: route add 0.0.0.0/0 via",
@@ -309,6 +311,7 @@ fn a_new_tenant_comes_in_order() {
         "link del vx1001",
         "link del br1001",
         "link del vrf1001",
+        "router: route del unreachable 0.0.0.0/0",
     ];
     assert!(order.windows(2).all(|pair| at(pair[0]) < at(pair[1])), "{away:#?}");
 }

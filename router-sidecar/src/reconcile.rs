@@ -172,6 +172,8 @@ pub struct Reconciler<P, F> {
     backoff: Backoff,
     reasons: Reasons,
     digests: (Option<Digest>, Option<Digest>),
+    /// Why the node could not be read in the last round; said once, not in every round.
+    unreadable: Option<String>,
 }
 
 impl<P: Platform, F: Frr> Reconciler<P, F> {
@@ -192,6 +194,7 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
             backoff: Backoff::default(),
             reasons: Reasons::default(),
             digests: (None, None),
+            unreadable: None,
         }
     }
 
@@ -214,10 +217,20 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
             all_failed(&config.value, "waiting for the guard from the controller")
         } else {
             match self.settled(&told, now).await {
-                Ok(tenants) => tenants,
+                Ok(tenants) => {
+                    self.unreadable = None;
+                    tenants
+                }
                 Err(error) => {
-                    warn!(node, digest = %config.digest, %error, "the node cannot be read");
-                    all_failed(&config.value, &error.to_string())
+                    let reason = error.to_string();
+                    if self.unreadable.as_ref() != Some(&reason) {
+                        warn!(node, digest = %config.digest, reason, "the node cannot be read");
+                    }
+                    // What is due was not tried. Left due, it would start the next round at once, and so on for ever.
+                    self.backoff.postpone(now);
+                    let tenants = all_failed(&config.value, &reason);
+                    self.unreadable = Some(reason);
+                    tenants
                 }
             }
         };
@@ -264,6 +277,7 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
 
     /// Goes round for ever. `changed` gets a word for what the kernel tells.
     pub async fn run(mut self, mut changed: mpsc::Receiver<()>) {
+        let mut listening = true;
         loop {
             self.round(Instant::now()).await;
             let resync = Instant::now() + self.settings.resync;
@@ -275,10 +289,11 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
                         // Whoever could tell us something is gone: the process ends.
                         Err(_) => return,
                     },
-                    word = changed.recv() => {
+                    word = changed.recv(), if listening => {
                         if word.is_none() {
                             warn!("the kernel tells nothing any more; looking by the clock alone");
-                            sleep(self.settings.poll).await;
+                            listening = false;
+                            continue;
                         }
                         sleep(self.settings.debounce).await;
                         while changed.try_recv().is_ok() {}

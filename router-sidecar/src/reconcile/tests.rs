@@ -242,3 +242,35 @@ async fn an_empty_configuration_leaves_the_guard_alone() {
     assert!(inner.observed.host.links.contains_key("eth1") && inner.observed.guard.present);
     assert!(!inner.observed.host.links.contains_key("cv1001") && inner.observed.host.rules.is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_cannot_be_read_is_left_alone_for_a_while() {
+    let node = Arc::new(FakeNode::with_uplinks([uplink("eth1", 1500, &["192.0.2.3/31"])]));
+    node.lock().failing.push("link add vrf1001".into());
+    let told = Told { guard: Some(held(Guard::default())), config: Some(held(two_tenants())) };
+    let (_told, told) = watch::channel(told);
+    let (report, _report) = watch::channel(Report::default());
+    let frr = FakeFrr::default();
+    let mut reconciler = Reconciler::new(node.clone(), frr, Settings::default(), told, report);
+    let mut now = Instant::now();
+    reconciler.round(now).await;
+    node.lock().unreadable = true;
+    for _ in 0..3 {
+        now = reconciler.backoff.next().unwrap();
+        reconciler.round(now).await;
+        let next = reconciler.backoff.next().unwrap();
+        assert!(next > now, "the next round would come at once, and so on for ever");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_kernels_word_the_clock_goes_on_as_before() {
+    let mut agent = Agent::start();
+    agent.tell(two_tenants());
+    agent.reported().await;
+    agent.word = mpsc::channel(1).0;
+    let before = agent.node.lock().looks;
+    sleep(Duration::from_mins(1)).await;
+    let looks = agent.node.lock().looks - before;
+    assert!((3..=5).contains(&looks), "{looks} looks in a minute");
+}

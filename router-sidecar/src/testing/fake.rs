@@ -33,6 +33,10 @@ pub struct Inner {
     pub failing: Vec<String>,
     /// All changes that were asked for, those that failed too.
     pub asked: Vec<String>,
+    /// How often all of it was read.
+    pub looks: usize,
+    /// Whether it cannot be read.
+    pub unreadable: bool,
 }
 
 impl FakeNode {
@@ -205,7 +209,10 @@ impl Platform for FakeNode {
     }
 
     async fn observe(&self, _: &Desired) -> Result<Observed, NodeError> {
-        Ok(self.lock().observed.clone())
+        let mut inner = self.lock();
+        inner.looks += 1;
+        must(!inner.unreadable, "made to be unreadable")?;
+        Ok(inner.observed.clone())
     }
 
     async fn guard_stands(&self, desired: &Desired) -> Result<bool, NodeError> {
