@@ -1,14 +1,18 @@
 //! [`crate::frr`] behind [`crate::frr_port`].
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use calico_vni_proto::{model::NodeConfig, names, wire};
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::timeout};
 
 use crate::{
     frr::{self, Driver, SessionState},
     frr_port::{Change, Frr, Silent},
 };
+
+/// How long a plan may take. Guard and rules wait for it: a daemon that hangs is left out of the round instead. What
+/// is written may take longer.
+const PLAN: Duration = Duration::from_secs(10);
 
 /// FRR's daemons of this node.
 #[derive(Debug)]
@@ -30,7 +34,10 @@ fn change(op: &frr::Op) -> Change {
 
 impl Frr for FrrLink {
     async fn plan(&self, config: &NodeConfig) -> Result<Vec<Change>, Silent> {
-        let observed = self.driver.observe().await.map_err(|e| Silent(e.to_string()))?;
+        let observed = timeout(PLAN, self.driver.observe()).await;
+        let observed = observed
+            .map_err(|_| Silent(format!("its configuration was not read within {} s", PLAN.as_secs())))?
+            .map_err(|e| Silent(e.to_string()))?;
         let ops = frr::diff(&frr::render(config, observed.version), &observed);
         let changes = ops.iter().map(change).collect();
         *self.planned.lock().await = ops;
@@ -70,5 +77,26 @@ fn to_wire(session: &SessionState, config: &NodeConfig) -> wire::Session {
         established: session.established,
         uptime_seconds: session.uptime.as_secs(),
         prefixes_received: session.prefixes_received,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::testing::config;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_hangs_does_not_hold_up_the_guard() {
+        let dir = tempfile::tempdir().unwrap();
+        let _hangs = UnixListener::bind(dir.path().join("zebra.vty")).unwrap();
+        let frr = FrrLink::new(dir.path().to_owned());
+        let began = Instant::now();
+        let error = frr.plan(&config(vec![])).await.unwrap_err();
+        assert!(error.to_string().contains("within"), "{error}");
+        assert!(began.elapsed() <= Duration::from_secs(10), "{:?}", began.elapsed());
     }
 }
