@@ -1,6 +1,6 @@
 //! The guard as `nft` text. Pure.
 //!
-//! One look-up by source, one by destination and one by interface decide for traffic that is no tenant's. What a
+//! A look-up by source, one by destination and one by each interface decide for traffic that is no tenant's. What a
 //! chain of a tenant does not `return` is counted for that tenant and dropped.
 
 use std::{collections::BTreeMap, fmt::Write as _};
@@ -71,7 +71,8 @@ pub fn render(ruleset: &Ruleset, digest: &str, counts: &BTreeMap<String, Counts>
             "ip6 saddr vmap @from6",
             "ip daddr vmap @to4",
             "ip6 daddr vmap @to6",
-            "iifname vmap @links",
+            "iifname vmap @in-links",
+            "oifname vmap @out-links",
         ],
     );
     // No packet comes here: the chain only holds the name of what was loaded.
@@ -154,9 +155,12 @@ fn maps(text: &mut Text, ruleset: &Ruleset, v6: bool) {
 
 fn links(text: &mut Text, ruleset: &Ruleset) {
     let local = ruleset.tenants.iter().filter(|(_, tenant)| tenant.local.is_some());
-    let elements: Vec<String> =
-        local.map(|(vni, _)| format!("\"{}\" : jump link-{vni}", names::host_link(*vni))).collect();
-    text.elements("map links", "ifname : verdict", "", &elements);
+    let local: Vec<u32> = local.map(|(vni, _)| *vni).collect();
+    for way in ["in", "out"] {
+        let element = |vni: &u32| format!("\"{}\" : jump {way}-link-{vni}", names::host_link(*vni));
+        let elements: Vec<String> = local.iter().map(element).collect();
+        text.elements(&format!("map {way}-links"), "ifname : verdict", "", &elements);
+    }
 }
 
 fn sets(text: &mut Text, vni: u32, tenant: &Guarded, shared: &[IpNet]) {
@@ -195,8 +199,13 @@ fn chains(text: &mut Text, vni: u32, tenant: &Guarded) {
     );
     // What comes out of the VRF is for the tenant's pods or for nobody: the node is no way into the flat network.
     text.chain(
-        &format!("link-{vni}"),
+        &format!("in-link-{vni}"),
         &[&format!("ip daddr @pools4-{vni} return"), &format!("ip6 daddr @pools6-{vni} return"), &drop],
+    );
+    // What goes into the VRF comes from the tenant's pods: nobody else speaks to the router's end of the link.
+    text.chain(
+        &format!("out-link-{vni}"),
+        &[&format!("ip saddr @pools4-{vni} return"), &format!("ip6 saddr @pools6-{vni} return"), &drop],
     );
 }
 
