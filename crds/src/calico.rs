@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::{ClusterResourceScope, Resource, TypeMeta};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::keys::CALICO_METADATA;
 
@@ -185,6 +185,26 @@ pub enum Encapsulation {
     Always,
     /// Between subnets.
     CrossSubnet,
+    /// A word that is none of these. The storage group of older releases of Calico takes any.
+    #[serde(skip)]
+    Other,
+}
+
+/// Never fails on a word: a pool that could not be read would be taken for no tenant's.
+fn encapsulation<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Encapsulation>, D::Error> {
+    let word = Option::<String>::deserialize(input)?;
+    Ok(word.map(|word| match word.as_str() {
+        "" | "Never" => Encapsulation::Never,
+        "Always" => Encapsulation::Always,
+        "CrossSubnet" => Encapsulation::CrossSubnet,
+        _ => Encapsulation::Other,
+    }))
+}
+
+/// Never fails on a number, for the same reason: one that is no prefix length at all is held as 255.
+fn block_size<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u8>, D::Error> {
+    let number = Option::<i64>::deserialize(input)?;
+    Ok(number.map(|number| u8::try_from(number).unwrap_or(u8::MAX)))
 }
 
 /// Spec of an IPPool.
@@ -195,10 +215,10 @@ pub struct IpPoolSpec {
     #[schemars(length(max = 48))]
     pub cidr: String,
     /// VXLAN by Felix.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "encapsulation", skip_serializing_if = "Option::is_none")]
     pub vxlan_mode: Option<Encapsulation>,
     /// IP in IP by BIRD.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "encapsulation", skip_serializing_if = "Option::is_none")]
     pub ipip_mode: Option<Encapsulation>,
     /// Masquerade what leaves the pools.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -210,7 +230,7 @@ pub struct IpPoolSpec {
     #[serde(default, rename = "disableBGPExport", skip_serializing_if = "Option::is_none")]
     pub disable_bgp_export: Option<bool>,
     /// Prefix length of its blocks; absent means 26 or, for IPv6, 122.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "block_size", skip_serializing_if = "Option::is_none")]
     pub block_size: Option<u8>,
     /// Nodes that get blocks of it, in Calico's selector language.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -41,6 +41,8 @@ pub struct Snapshot {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Agent {
+    /// It has not said yet what stands, only what it refuses: what stands for the node stays.
+    pub awaited: bool,
     /// Tenants that stand on the node, programmed and verified: name and VNI.
     pub programmed: BTreeSet<(String, u32)>,
     /// Tenants that do not, and why.

@@ -67,7 +67,8 @@ fn finished(snapshot: &Snapshot, valid: &Validated<'_>, placement: &Placement) -
     let standing: BTreeSet<&str> =
         snapshot.peers.iter().map(Calico::name).chain(snapshot.filters.iter().map(Calico::name)).collect();
     left.retain(|name| calico::object_names(name).iter().all(|object| !standing.contains(object.as_str())));
-    for agent in snapshot.agents.values() {
+    // A router whose Node is gone can be told nothing, so nothing waits for it.
+    for agent in valid.nodes.iter().filter_map(|node| snapshot.agents.get(node.name)) {
         for (name, _) in &agent.programmed {
             left.remove(name.as_str());
         }
@@ -113,11 +114,17 @@ fn notices(valid: &Validated<'_>) -> BTreeSet<Notice> {
             }
             Seat::In { underlay, full: true, .. } => {
                 let name = valid.underlays[*underlay].name;
+                let way_out = match valid.nodes.iter().find(|n| n.holds_a_number_elsewhere()) {
+                    Some(left) => format!(
+                        "take the annotation {} off Nodes that have left it (as `{}`), or make another Underlay and move Nodes to it",
+                        keys::ROUTER_INDEX,
+                        left.name
+                    ),
+                    None => "make another Underlay and move Nodes to it".to_owned(),
+                };
                 Verdict::new(
                     reason::NO_ROUTER_INDEX,
-                    format!(
-                        "all addresses of spec.vtepCIDR of Underlay `{name}` are in use; make another Underlay and move Nodes to it"
-                    ),
+                    format!("all addresses of spec.vtepCIDR of Underlay `{name}` are in use; {way_out}"),
                 )
             }
             _ => continue,

@@ -64,8 +64,8 @@ impl Placement {
             }
             let agent = snapshot.agents.get(node.name);
             let answers = |t: usize| match agent {
-                Some(agent) => stands(agent, &valid.tenants[t]),
-                None => standing.contains(&t),
+                Some(agent) if !agent.awaited => stands(agent, &valid.tenants[t]),
+                _ => standing.contains(&t),
             };
             let mut on_node = OnNode { labelled: !node.ready.is_empty(), ..OnNode::default() };
             match node.seat {

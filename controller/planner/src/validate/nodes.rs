@@ -26,6 +26,13 @@ pub struct Node<'a> {
     kept_index: Option<u32>,
 }
 
+impl Node<'_> {
+    /// Whether it keeps a number though no accepted Underlay selects it.
+    pub fn holds_a_number_elsewhere(&self) -> bool {
+        matches!(self.seat, Seat::Nowhere | Seat::Waiting) && self.kept_index.is_some()
+    }
+}
+
 /// Where a Node belongs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seat {
@@ -92,6 +99,9 @@ pub(super) fn seat(nodes: &mut [Node<'_>], underlays: &[Underlay<'_>]) -> BTreeM
             selected_by[n].push(u);
         }
     }
+    // A Node that no accepted Underlay selects may have a router that still runs with its number, for it was not reached
+    // or has to stay as it is: nobody new is given that number, wherever it was, until the annotation is taken off.
+    let mut left: BTreeSet<u32> = BTreeSet::new();
     // Each accepted underlay: its nodes, oldest first, and numbers that others hold.
     let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     let mut held: BTreeMap<usize, BTreeSet<u32>> = BTreeMap::new();
@@ -103,8 +113,10 @@ pub(super) fn seat(nodes: &mut [Node<'_>], underlays: &[Underlay<'_>]) -> BTreeM
                 members.entry(underlay).or_default().push(n);
                 Seat::In { underlay, index: None, full: false }
             }
-            [] if by.is_empty() => Seat::Nowhere,
-            [] => Seat::Waiting,
+            [] => {
+                left.extend(nodes[n].kept_index);
+                if by.is_empty() { Seat::Nowhere } else { Seat::Waiting }
+            }
             _ => {
                 // Its router runs on with the number it has, in whichever of them it was: nobody new is given that.
                 for &u in &accepted {
@@ -129,7 +141,8 @@ pub(super) fn seat(nodes: &mut [Node<'_>], underlays: &[Underlay<'_>]) -> BTreeM
                 _ => without.push(n),
             }
         }
-        let mut free = (1..=capacity).filter(|i| !taken.contains(i) && !held.contains(i));
+        let mut free =
+            (1..=capacity).filter(|i| !taken.contains(i) && !held.contains(i) && !left.contains(i));
         for n in without {
             match free.next() {
                 Some(i) => {

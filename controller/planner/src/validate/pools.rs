@@ -233,7 +233,10 @@ fn wrong(pool: &Pool<'_>) -> Option<Verdict> {
     };
     let (min, max) = if matches!(net, IpNet::V4(_)) { (20, 32) } else { (116, 128) };
     if !(min..=max).contains(&pool.block_size) || pool.block_size < net.prefix_len() {
-        let size = pool.block_size;
+        let size = match pool.block_size {
+            u8::MAX => "a number that is no prefix length".to_owned(),
+            size => size.to_string(),
+        };
         return verdict(
             reason::INVALID_BLOCK_SIZE,
             format!(
@@ -246,6 +249,14 @@ fn wrong(pool: &Pool<'_>) -> Option<Verdict> {
             return verdict(
                 reason::ENCAPSULATED,
                 format!("spec.{field}: {mode:?}, but a tenant's packets go by its VRF; set it to Never"),
+            );
+        }
+        if mode == Some(Encapsulation::Other) {
+            return verdict(
+                reason::ENCAPSULATED,
+                format!(
+                    "spec.{field}: is none of Calico's modes, so what Calico makes of it is not known; set it to Never"
+                ),
             );
         }
     }

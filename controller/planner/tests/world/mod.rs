@@ -163,6 +163,7 @@ fn agent() -> BoxedStrategy<Agent> {
     let failed = option::weighted(0.2, select(&TENANTS[..]));
     (programmed, failed, prop::bool::weighted(0.9), prop::bool::weighted(0.1))
         .prop_map(|(programmed, failed, frr_running, rejected)| Agent {
+            awaited: false,
             programmed: programmed.into_iter().map(|(tenant, vni)| (tenant.to_owned(), vni)).collect(),
             failed: failed.map(|tenant| (tenant.to_owned(), "FRR: no".to_owned())).into_iter().collect(),
             rejected: rejected.then(|| "underlay: no".to_owned()),
