@@ -56,8 +56,10 @@ struct Connected {
     offer: watch::Sender<Option<Offer>>,
     ended: CancellationToken,
     agent: Agent,
-    /// Until the first result nothing is known of the node, and what stands for it has to stay.
-    has_said: bool,
+    /// What stands on the node is known from its first result on, and whether FRR answers from its first health. Before
+    /// both have come nothing is known of the node, and what stands for it has to stay.
+    has_applied: bool,
+    has_health: bool,
     rejected: Option<(Digest, String)>,
 }
 
@@ -93,7 +95,8 @@ impl Agents {
             offer,
             ended: ended.clone(),
             agent: Agent::default(),
-            has_said: false,
+            has_applied: false,
+            has_health: false,
             rejected: None,
         };
         if let Some(older) = inner.connected.insert(node.to_owned(), connected) {
@@ -106,20 +109,21 @@ impl Agents {
         Session { agents: Arc::clone(self), id, node: node.to_owned(), offers, ended }
     }
 
-    /// What the agents have said, for the planner. An agent that has given no result yet is left out.
+    /// What the agents have said, for the planner. An agent that has not said yet what stands is left out, unless it
+    /// has refused what is wanted.
     pub fn said(&self) -> BTreeMap<String, Agent> {
         let inner = self.lock();
-        let said = inner.connected.iter().filter(|(_, connected)| connected.has_said);
-        said.map(|(node, connected)| {
+        let said = inner.connected.iter().filter_map(|(node, connected)| {
             let mut agent = connected.agent.clone();
             // A refusal counts as long as what was refused is still wanted.
             agent.rejected = connected.rejected.as_ref().and_then(|(digest, reason)| {
                 let offer = inner.offers.get(node)?;
                 (offer.config.digest == *digest || offer.guard.digest == *digest).then(|| reason.clone())
             });
-            (node.clone(), agent)
-        })
-        .collect()
+            agent.awaited = !(connected.has_applied && connected.has_health);
+            (!agent.awaited || agent.rejected.is_some()).then(|| (node.clone(), agent))
+        });
+        said.collect()
     }
 
     /// Puts up what each known node should hold; whoever waits for it learns only what is new to it.
@@ -171,7 +175,7 @@ impl Session {
             "applied"
         );
         self.update(|connected| {
-            connected.has_said = true;
+            connected.has_applied = true;
             connected.agent.programmed = programmed.into_iter().map(|t| (t.name, t.vni)).collect();
             connected.agent.failed = failed.into_iter().map(|t| (t.name, t.error)).collect();
             let taken = |d: &Digest| Some(*d) == digest || Some(*d) == guard;
@@ -193,7 +197,6 @@ impl Session {
         };
         warn!(node = self.node, %digest, reason = rejected.reason, "refused by the agent");
         self.update(|connected| {
-            connected.has_said = true;
             connected.rejected = Some((digest, rejected.reason));
         });
     }
@@ -201,6 +204,7 @@ impl Session {
     /// State of FRR and of its sessions.
     pub fn health(&self, health: wire::Health) {
         self.update(|connected| {
+            connected.has_health = true;
             connected.agent.frr_running = health.frr_running;
             connected.agent.sessions = health
                 .sessions
@@ -223,9 +227,10 @@ impl Session {
         let Some(connected) = inner.connected.get_mut(&self.node).filter(|c| c.session == self.id) else {
             return;
         };
-        let before = (connected.has_said, connected.agent.clone(), connected.rejected.clone());
+        let state = |c: &Connected| (c.has_applied, c.has_health, c.agent.clone(), c.rejected.clone());
+        let before = state(connected);
         change(connected);
-        let differs = before != (connected.has_said, connected.agent.clone(), connected.rejected.clone());
+        let differs = before != state(connected);
         drop(inner);
         if differs {
             self.agents.changed.notify_one();
@@ -308,6 +313,31 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_result_without_health_says_nothing_of_frr() {
+        let (agents, changed) = table();
+        let session = agents.join("n1", "1");
+        session.applied(applied(b"a", &[("red", 1001, "")]));
+        assert!(agents.said().is_empty(), "or every label would go whenever an agent connects again");
+        session.health(wire::Health { frr_running: false, sessions: vec![] });
+        assert!(signalled(&changed));
+        assert!(!agents.said()["n1"].awaited);
+    }
+
+    #[test]
+    fn a_refusal_says_nothing_of_what_stands() {
+        let (agents, _) = table();
+        agents.offer([("n1".to_owned(), offer(b"g", b"bad"))].into());
+        let session = agents.join("n1", "1");
+        session.health(wire::Health { frr_running: true, sessions: vec![] });
+        session.rejected(wire::Rejected { digest: Digest::of(b"bad").to_wire(), reason: "cannot".into() });
+        assert!(agents.said()["n1"].awaited && agents.said()["n1"].rejected.is_some());
+        agents.offer([("n1".to_owned(), offer(b"g", b"good"))].into());
+        assert!(agents.said().is_empty());
+        session.applied(applied(b"old", &[("red", 1001, "")]));
+        assert!(!agents.said()["n1"].awaited);
+    }
+
+    #[test]
     fn a_second_stream_takes_the_place_of_the_first() {
         let (agents, changed) = table();
         let first = agents.join("n1", "1");
@@ -315,6 +345,7 @@ pub(crate) mod tests {
         let second = agents.join("n1", "1");
         assert!(first.ended.is_cancelled());
         second.applied(applied(b"a", &[("blue", 1002, "")]));
+        second.health(wire::Health { frr_running: true, sessions: vec![] });
         first.applied(applied(b"a", &[]));
         drop(first);
         assert_eq!(agents.said()["n1"].programmed, [("blue".to_owned(), 1002)].into());
@@ -327,6 +358,7 @@ pub(crate) mod tests {
         let (agents, _) = table();
         agents.offer([("n1".to_owned(), offer(b"g", b"bad"))].into());
         let session = agents.join("n1", "1");
+        session.health(wire::Health { frr_running: true, sessions: vec![] });
         session.rejected(wire::Rejected { digest: Digest::of(b"bad").to_wire(), reason: "cannot".into() });
         assert_eq!(agents.said()["n1"].rejected.as_deref(), Some("cannot"));
         session.applied(applied(b"old", &[]));

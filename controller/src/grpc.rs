@@ -286,6 +286,8 @@ mod tests {
             ..Default::default()
         };
         say.send(FromAgent { message: Some(from_agent::Message::Applied(applied)) }).await.unwrap();
+        let health = from_agent::Message::Health(wire::Health::default());
+        say.send(FromAgent { message: Some(health) }).await.unwrap();
         wait_until(|| stage.agents.said().contains_key("n1")).await;
         drop((say, stream));
         wait_until(|| stage.agents.said().is_empty()).await;
