@@ -48,7 +48,8 @@ async fn definitions_take_what_is_right_and_name_what_is_not() {
 
     // Every example is what the API server takes.
     let examples = paths::checkout().join("examples");
-    let printed = api.kubectl(&["apply", "--dry-run=server", "-f", examples.to_str().unwrap()]).await.unwrap();
+    let printed =
+        api.kubectl(&["apply", "--dry-run=server", "-f", examples.to_str().unwrap()]).await.unwrap();
     assert_eq!(printed.lines().count(), std::fs::read_dir(&examples).unwrap().count(), "{printed}");
 
     apply(&api, UNDERLAY).await.unwrap();

@@ -78,7 +78,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     );
     let (told_sender, told) = watch::channel(told);
     let (report_sender, report) = watch::channel(Report::default());
-    let (health_sender, health) = watch::channel(Health::default());
+    let (health_sender, health) = watch::channel(None);
     let frr = FrrLink::new(options.frr_dir.clone());
     let reconciler = Reconciler::new(platform, frr, options.settings, told.clone(), report_sender);
     let session = Session {
@@ -118,7 +118,7 @@ pub async fn dry_run(options: &Options) -> Result<(), StartError> {
     Ok(())
 }
 
-async fn follow_health(frr: FrrLink, told: watch::Receiver<Told>, health: watch::Sender<Health>) {
+async fn follow_health(frr: FrrLink, told: watch::Receiver<Told>, health: watch::Sender<Option<Health>>) {
     let mut tick = interval(HEALTH);
     loop {
         tick.tick().await;
@@ -128,7 +128,7 @@ async fn follow_health(frr: FrrLink, told: watch::Receiver<Told>, health: watch:
             Ok(sessions) => Health { frr_running: true, sessions },
             Err(_) => Health::default(),
         };
-        health.send_replace(now);
+        health.send_replace(Some(now));
     }
 }
 

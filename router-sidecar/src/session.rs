@@ -47,7 +47,7 @@ pub struct Session {
     /// Results.
     pub report: watch::Receiver<Report>,
     /// FRR and its sessions.
-    pub health: watch::Receiver<Health>,
+    pub health: watch::Receiver<Option<Health>>,
 }
 
 /// Why a stream ended.
@@ -115,7 +115,7 @@ impl Session {
                     }
                 }
                 now = health_tick.tick() => {
-                    let health = self.health.borrow().clone();
+                    let Some(health) = self.health.borrow().clone() else { continue };
                     let due = health_sent.as_ref().is_none_or(|(sent, at)| {
                         health.differs(sent) || now.duration_since(*at) >= HEALTH_AT_LEAST
                     });

@@ -85,7 +85,7 @@ async fn serve(address: &str) -> (SocketAddr, mpsc::Receiver<Stream>, JoinHandle
 struct Agent {
     told: watch::Receiver<Told>,
     report: watch::Sender<Report>,
-    health: watch::Sender<Health>,
+    health: watch::Sender<Option<Health>>,
     state: tempfile::TempDir,
 }
 
@@ -94,7 +94,7 @@ fn agent(controller: SocketAddr) -> Agent {
     let last_good = LastGood::new(state.path());
     let (told_sender, told) = watch::channel(Told::default());
     let (report, report_receiver) = watch::channel(Report::default());
-    let (health, health_receiver) = watch::channel(Health::default());
+    let (health, health_receiver) = watch::channel(None);
     let session = Session {
         node: "n1".into(),
         controller: format!("http://{controller}"),
@@ -195,9 +195,11 @@ async fn health_is_sent_when_it_changes() {
     let agent = agent(address);
     let mut stream = stream(&mut streams).await;
     stream.next().await;
+    // Nothing is said of FRR before it was asked: the controller would take "not running" for the truth.
+    agent.health.send_replace(Some(Health { frr_running: false, sessions: vec![] }));
     let from_agent::Message::Health(first) = stream.next().await else { panic!("no health") };
     assert!(!first.frr_running);
-    agent.health.send_replace(Health { frr_running: true, sessions: vec![] });
+    agent.health.send_replace(Some(Health { frr_running: true, sessions: vec![] }));
     let from_agent::Message::Health(second) = stream.next().await else { panic!("no health") };
     assert!(second.frr_running);
 }

@@ -195,7 +195,7 @@ fn what_is_labelled_is_carried(snapshot: &Snapshot, plan: &Plan) {
         let asked = snapshot
             .tenants
             .iter()
-            .filter(|t| t.spec.vni == vni || kept[t.metadata.name.as_deref().unwrap()].0 == vni);
+            .filter(|t| t.spec.vni == vni || t.status.as_ref().and_then(|s| s.vni) == vni);
         let linked = kept.values().filter(|(_, other)| *other == link);
         let spec = snapshot
             .tenants

@@ -52,7 +52,11 @@ pub(super) fn objects(snapshot: &Snapshot, valid: &Validated<'_>, placement: &Pl
                 (true, None) => kept.map(|peer| peer.spec.clone()),
             };
             if let Some(spec) = spec {
-                plan.peers.insert(peer.clone(), owned(snapshot.calico_api, peer, spec, tenant));
+                let mut object = owned(snapshot.calico_api, peer, spec, tenant);
+                // Of the two the peer alone: the garbage collector would take a filter before its peer, which is then open.
+                object.metadata.owner_references =
+                    tenant.object.and_then(|t| owner(&t.metadata)).map(|owner| vec![owner]);
+                plan.peers.insert(peer.clone(), object);
             }
         }
         let filter: BgpFilter =
@@ -98,8 +102,6 @@ fn owned<S: calico_vni_crds::calico::CalicoSpec>(
         ]
         .into(),
     );
-    object.metadata.owner_references =
-        tenant.object.and_then(|t| owner(&t.metadata)).map(|owner| vec![owner]);
     object
 }
 

@@ -31,9 +31,11 @@ pub(super) fn guard(valid: &Validated<'_>) -> Guard {
             _ => closed.push(net),
         }
     }
-    // What no pod should have for an address is not shut to everybody because a pool claims it.
+    // What no pod should have for an address is not shut to everybody because a pool claims it. But a prefix so wide
+    // that whole pools lie in it opens none of them.
     for settings in valid.underlays.iter().filter_map(Underlay::accepted) {
-        open.extend(settings.prefixes().map(|(_, net)| net));
+        let narrow = |net: &IpNet| !closed.iter().any(|pool| net.contains(pool));
+        open.extend(settings.prefixes().map(|(_, net)| net).filter(narrow));
     }
     Guard { tenants, quarantined: prefix::subtract(&closed, &open) }
 }

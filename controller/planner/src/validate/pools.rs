@@ -231,7 +231,9 @@ fn wrong(pool: &Pool<'_>) -> Option<Verdict> {
         Ok(net) => net,
         Err(error) => return verdict(reason::INVALID_CIDR, format!("spec.cidr: `{}` {error}", spec.cidr)),
     };
-    let (min, max) = if matches!(net, IpNet::V4(_)) { (20, 32) } else { (116, 128) };
+    // Calico's own limits, but that a block of one address is refused: its route looks like a pod's, and policy routing
+    // could not tell a block of another node from a pod of this one.
+    let (min, max) = if matches!(net, IpNet::V4(_)) { (20, 31) } else { (116, 127) };
     if !(min..=max).contains(&pool.block_size) || pool.block_size < net.prefix_len() {
         let size = match pool.block_size {
             u8::MAX => "a number that is no prefix length".to_owned(),
