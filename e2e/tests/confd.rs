@@ -74,6 +74,20 @@ fn golden_files_and_bird_takes_each() {
 }
 
 #[test]
+fn a_quote_in_a_password_breaks_the_whole_file() {
+    let red = peer("red", "node: n1, peerIP: 169.254.192.1");
+    let text = |password: &str| {
+        let mut cluster = cluster(&format!("{NODES}{red}"));
+        cluster.peers.get_mut("red").unwrap().password = Some(password.to_owned());
+        config(&cluster, "n1", Family::V4).text()
+    };
+    assert!(text("secret").contains("  password \"secret\";\n"));
+    assert_eq!(bird_refuses(Family::V4, &text("secret")), None);
+    let refusal = bird_refuses(Family::V4, &text("sec\"ret")).unwrap();
+    assert!(refusal.contains("syntax error"), "{refusal}");
+}
+
+#[test]
 fn a_missing_filter_leaves_the_peer_unfiltered() {
     let red = peer("red", "node: n1, peerIP: 169.254.192.1, filters: [gone]");
     let open = peer("red", "node: n1, peerIP: 169.254.192.1");

@@ -88,6 +88,9 @@ pub struct PeerFacts {
     pub node_address: bool,
     /// Names of BGPFilters, in order.
     pub filters: Vec<String>,
+    /// What the Secret holds that the peer names. Reading BGPPeers never sets it: tenants' peers have none, and the stand-in
+    /// follows no Secrets.
+    pub password: Option<String>,
 }
 
 /// Nodes of a BGPPeer.
@@ -206,6 +209,7 @@ fn read_peer(peer: &BgpPeer) -> Option<PeerFacts> {
         asn: spec.as_number.and_then(|asn| u32::try_from(asn).ok()).filter(|asn| *asn != 0),
         node_address: spec.source_address.as_deref() != Some("None"),
         filters: spec.filters.clone().unwrap_or_default(),
+        password: None,
     })
 }
 

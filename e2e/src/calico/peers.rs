@@ -25,6 +25,8 @@ pub struct Session {
     pub passive: bool,
     /// Names of BGPFilters, in order; those that do not exist are passed over, silently, as in Calico.
     pub filters: Vec<String>,
+    /// Password for TCP MD5 signatures (RFC 2385), written as it is: a `"` in it ends BIRD's string.
+    pub password: Option<String>,
 }
 
 /// The sessions of a node in one family, by name.
@@ -50,6 +52,7 @@ pub fn sessions(
             source: peer.node_address.then_some(own),
             passive: kind == "Global" && is_node && waits(own, peer.address),
             filters: peer.filters.clone(),
+            password: peer.password.clone(),
         });
     }
     sessions.sort_by(|a, b| a.name.cmp(&b.name));
@@ -70,6 +73,7 @@ fn mesh(cluster: &Cluster, node: &NodeFacts, own: IpAddr, family: Family) -> imp
             source: Some(own),
             passive: waits(own, address),
             filters: Vec::new(),
+            password: None,
         })
     })
 }

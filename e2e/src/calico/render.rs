@@ -127,12 +127,14 @@ fn protocol(cluster: &Cluster, session: &Session, own_asn: u32, family: Family) 
     };
     let port = session.port.map(|port| format!(" port {port}")).unwrap_or_default();
     let source = session.source.map(|own| format!("  source address {own};\n")).unwrap_or_default();
+    let password =
+        session.password.as_ref().map(|password| format!("  password \"{password}\";\n")).unwrap_or_default();
     let passive = if session.passive { "  passive on;\n" } else { "" };
     format!(
         "
 protocol bgp {name} from bgp_template {{
   neighbor {address}{port} as {asn};
-{source}  ttl security off;
+{source}{password}  ttl security off;
   multihop;
 {passive}  import filter {{
 {imports}    if (defined(bgp_local_pref) && bgp_local_pref > {usual}) then preference = {PREFERRED};
