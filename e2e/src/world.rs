@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use calico_vni_crds::calico::{CalicoApi, IpPool};
 use futures::future::{try_join, try_join_all};
 use tokio::process::Command as Local;
@@ -18,7 +18,7 @@ use crate::{
     paths, run,
     site::free_ports,
     step,
-    topology::{FABRIC_TENANTS, FabricTenant, PodLink},
+    topology::{FABRIC_TENANTS, PodLink},
     wait,
 };
 
@@ -243,14 +243,6 @@ impl World {
             kind: Kind::Node,
         });
         self.pods.iter().cloned().chain(external).chain(nodes).collect()
-    }
-
-    /// The fabric's part of a tenant.
-    pub fn fabric_tenant(name: &str) -> Result<FabricTenant> {
-        FABRIC_TENANTS
-            .into_iter()
-            .find(|t| t.name == name)
-            .ok_or_else(|| anyhow!("the leaf has no VRF {name}"))
     }
 
     /// Prints how to look around in a lab that stays up.

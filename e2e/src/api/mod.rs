@@ -7,7 +7,7 @@ mod process;
 use std::{
     fmt::Write as _,
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -18,7 +18,7 @@ use tokio::process::Command;
 
 pub use process::Process;
 
-use crate::wait;
+use crate::{site::free_ports, wait};
 
 /// Where services get their addresses; pods and nodes of the lab have none in it.
 const SERVICE_CIDR: &str = "10.96.0.0/16";
@@ -248,16 +248,4 @@ fn write_private(path: &Path, contents: &str) -> Result<()> {
     fs::write(path, contents).with_context(|| format!("cannot write {}", path.display()))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok(())
-}
-
-/// Ports that were free a moment ago. All are held until all are known, so they differ.
-fn free_ports<const N: usize>() -> Result<[u16; N]> {
-    let mut held = Vec::new();
-    let mut ports = [0; N];
-    for port in &mut ports {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        *port = listener.local_addr()?.port();
-        held.push(listener);
-    }
-    Ok(ports)
 }

@@ -36,22 +36,6 @@ impl World {
         self.kubectl(&["annotate", "--overwrite", &self.resource("ippools"), pool, &change]).await
     }
 
-    /// Takes an annotation off a pool; returns what kubectl prints.
-    pub async fn remove_annotation(&self, pool: &str, key: &str) -> Result<String> {
-        self.kubectl(&["annotate", &self.resource("ippools"), pool, &format!("{key}-")]).await
-    }
-
-    /// Deletes a pool with its blocks, as Calico does when its last pod is gone.
-    pub async fn delete_pool(&self, name: &str) -> Result<()> {
-        for (node, block) in self.blocks(name).await? {
-            self.ipam
-                .release_block(&node, block)
-                .await
-                .with_context(|| format!("block {block} of {node}"))?;
-        }
-        self.kubectl(&["delete", &self.resource("ippools"), name]).await.map(drop)
-    }
-
     /// Blocks of a pool with their nodes.
     pub async fn blocks(&self, pool: &str) -> Result<BTreeSet<(String, IpNet)>> {
         let cidr: IpNet = self.pool(pool).await?.spec.cidr.parse().context("CIDR of a pool")?;

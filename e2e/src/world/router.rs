@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 
 use super::{CONTROLLER, PATIENCE, World, frr_dir, link};
 use crate::{
-    nodes::protocol::{Command, Health, Output},
+    nodes::protocol::{Command, Output},
     topology::Node,
     wait,
 };
@@ -88,29 +88,6 @@ impl Router<'_> {
         world.lab.nodes().spawn(&self.agent_name(), self.command(world, arguments)).await.map(drop)
     }
 
-    /// Ends the agent in good order.
-    pub async fn stop_agent(self, world: &World) -> Result<()> {
-        self.stop(world, &self.agent_name()).await
-    }
-
-    /// Ends the agent as a crash does.
-    pub async fn kill_agent(self, world: &World) -> Result<()> {
-        world.lab.nodes().kill(&self.agent_name()).await
-    }
-
-    /// Ends FRR by its supervisor.
-    pub async fn stop_frr(self, world: &World) -> Result<()> {
-        self.stop(world, &self.frr_name()).await
-    }
-
-    async fn stop(self, world: &World, name: &str) -> Result<()> {
-        const SIGTERM: i32 = 15;
-        world.lab.nodes().signal(name, SIGTERM).await?;
-        let code = world.lab.nodes().wait(name).await?;
-        ensure!(code == 0, "{name} ended with {code}");
-        world.lab.nodes().kill(name).await
-    }
-
     /// What the agent's `show` says, and whether the node is in step.
     pub async fn show(self, world: &World) -> Result<Output> {
         let mut arguments = vec!["show".into(), "--node".into(), self.0.name.clone()];
@@ -127,24 +104,9 @@ impl Router<'_> {
         Ok(())
     }
 
-    /// Makes the way to the controller fail, or work again.
-    pub async fn controller_link(self, world: &World, health: Health) -> Result<()> {
-        world.lab.nodes().link(&link(&self.0.name), health).await
-    }
-
     /// Asks bgpd; a text for each command.
     pub async fn vty(self, world: &World, commands: &[&str]) -> Result<Vec<String>> {
         world.lab.nodes().vty(&format!("{}/bgpd.vty", frr_dir(&self.0.name)), commands).await
-    }
-
-    /// bgpd's and zebra's running configuration in one text.
-    pub async fn running_config(self, world: &World) -> Result<String> {
-        let mut text = String::new();
-        for daemon in ["zebra", "bgpd"] {
-            let socket = format!("{}/{daemon}.vty", frr_dir(&self.0.name));
-            text += &world.lab.nodes().vty(&socket, &["show running-config"]).await?.concat();
-        }
-        Ok(text)
     }
 }
 

@@ -1,8 +1,7 @@
 //! What became of tenants: their status, their routes at the leaf, who reaches whom.
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use calico_vni_crds::tenant::Tenant;
-use ipnet::IpNet;
 use kube::Api;
 
 use super::{PATIENCE, World};
@@ -37,18 +36,6 @@ impl World {
         .await
     }
 
-    /// Waits until there is no such Tenant.
-    pub async fn tenant_gone(&self, name: &str) -> Result<()> {
-        wait::until(&format!("Tenant {name} to be gone"), PATIENCE, async || {
-            let tenant = Api::<Tenant>::all(self.client.clone()).get_opt(name).await.context("a Tenant")?;
-            if let Some(tenant) = tenant {
-                bail!("it is there; status {:?}", tenant.status);
-            }
-            Ok(())
-        })
-        .await
-    }
-
     /// Waits until the leaf has a type-5 route for every block of the pool, by the tenant's route target.
     pub async fn blocks_at_leaf(&self, pool: &str, vni: u32) -> Result<()> {
         wait::until(&format!("type-5 routes of pool {pool} at the leaf"), PATIENCE, async || {
@@ -61,17 +48,6 @@ impl World {
                     "no route to {block} of {node} with {target}; the leaf has {routes:?}"
                 );
             }
-            Ok(())
-        })
-        .await
-    }
-
-    /// Waits until the leaf has no type-5 route within the pool.
-    pub async fn pool_not_at_leaf(&self, cidr: IpNet) -> Result<()> {
-        wait::until(&format!("type-5 routes within {cidr} to leave the leaf"), PATIENCE, async || {
-            let routes = leaf::type5(self.lab.nodes()).await?;
-            let left: Vec<_> = routes.iter().filter(|r| cidr.contains(&r.prefix)).collect();
-            ensure!(left.is_empty(), "{left:?}");
             Ok(())
         })
         .await
