@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use calico_vni_planner::snapshot::{Agent, Session as BgpSession};
+use calico_vni_planner::snapshot::{Agent, AgentNotice, Session as BgpSession};
 use calico_vni_proto::{codec::Digest, wire};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -216,6 +216,15 @@ impl Session {
                     prefixes_received: s.prefixes_received,
                 })
                 .collect();
+            connected.agent.notices = health
+                .notices
+                .into_iter()
+                .map(|n| AgentNotice {
+                    tenant: (!n.tenant.is_empty()).then_some(n.tenant),
+                    reason: n.reason,
+                    message: n.message,
+                })
+                .collect();
             // Its order means nothing.
             connected.agent.sessions.sort_by(|a, b| (&a.tenant, &a.peer).cmp(&(&b.tenant, &b.peer)));
         });
@@ -293,7 +302,7 @@ pub(crate) mod tests {
     fn an_agent_counts_from_its_first_result_and_only_changes_call_for_a_plan() {
         let (agents, changed) = table();
         let session = agents.join("n1", "1");
-        session.health(wire::Health { frr_running: true, sessions: vec![] });
+        session.health(wire::Health { frr_running: true, ..Default::default() });
         assert!(agents.said().is_empty());
         assert!(signalled(&changed));
 
@@ -318,7 +327,7 @@ pub(crate) mod tests {
         let session = agents.join("n1", "1");
         session.applied(applied(b"a", &[("red", 1001, "")]));
         assert!(agents.said().is_empty(), "or every label would go whenever an agent connects again");
-        session.health(wire::Health { frr_running: false, sessions: vec![] });
+        session.health(wire::Health { frr_running: false, ..Default::default() });
         assert!(signalled(&changed));
         assert!(!agents.said()["n1"].awaited);
     }
@@ -328,7 +337,7 @@ pub(crate) mod tests {
         let (agents, _) = table();
         agents.offer([("n1".to_owned(), offer(b"g", b"bad"))].into());
         let session = agents.join("n1", "1");
-        session.health(wire::Health { frr_running: true, sessions: vec![] });
+        session.health(wire::Health { frr_running: true, ..Default::default() });
         session.rejected(wire::Rejected { digest: Digest::of(b"bad").to_wire(), reason: "cannot".into() });
         assert!(agents.said()["n1"].awaited && agents.said()["n1"].rejected.is_some());
         agents.offer([("n1".to_owned(), offer(b"g", b"good"))].into());
@@ -345,7 +354,7 @@ pub(crate) mod tests {
         let second = agents.join("n1", "1");
         assert!(first.ended.is_cancelled());
         second.applied(applied(b"a", &[("blue", 1002, "")]));
-        second.health(wire::Health { frr_running: true, sessions: vec![] });
+        second.health(wire::Health { frr_running: true, ..Default::default() });
         first.applied(applied(b"a", &[]));
         drop(first);
         assert_eq!(agents.said()["n1"].programmed, [("blue".to_owned(), 1002)].into());
@@ -358,7 +367,7 @@ pub(crate) mod tests {
         let (agents, _) = table();
         agents.offer([("n1".to_owned(), offer(b"g", b"bad"))].into());
         let session = agents.join("n1", "1");
-        session.health(wire::Health { frr_running: true, sessions: vec![] });
+        session.health(wire::Health { frr_running: true, ..Default::default() });
         session.rejected(wire::Rejected { digest: Digest::of(b"bad").to_wire(), reason: "cannot".into() });
         assert_eq!(agents.said()["n1"].rejected.as_deref(), Some("cannot"));
         session.applied(applied(b"old", &[]));

@@ -134,6 +134,7 @@ impl Stores {
             peers: peers.values().filter_map(|o| DynamicObject::clone(o).try_parse().ok()).collect(),
             filters: filters.values().filter_map(|o| DynamicObject::clone(o).try_parse().ok()).collect(),
             agents,
+            ..Snapshot::default()
         };
         Observed { snapshot, peers, filters }
     }

@@ -154,6 +154,8 @@ kinds! {
     BlockAffinity = BlockAffinitySpec, "BlockAffinity", "blockaffinities";
     /// BGP settings of the cluster.
     BgpConfiguration = BgpConfigurationSpec, "BGPConfiguration", "bgpconfigurations";
+    /// Settings of Felix.
+    FelixConfiguration = FelixConfigurationSpec, "FelixConfiguration", "felixconfigurations";
 }
 
 /// Settings of Calico's IPAM.
@@ -241,6 +243,30 @@ pub struct IpPoolSpec {
     /// Automatic, or only for who names the pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assignment_mode: Option<String>,
+    /// Namespaces whose pods get addresses of it, in Calico's selector language (3.31 and later).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace_selector: Option<String>,
+}
+
+/// Spec of a FelixConfiguration.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FelixConfigurationSpec {
+    /// The eBPF data plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bpf_enabled: Option<bool>,
+    /// Routing tables that Felix takes for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route_table_ranges: Option<Vec<RouteTableRange>>,
+}
+
+/// A range of routing tables, both ends included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RouteTableRange {
+    /// Smallest.
+    pub min: i64,
+    /// Largest.
+    pub max: i64,
 }
 
 /// Spec of a BGPPeer.

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use crate::{
     calico::{
         BgpConfigurationSpec, BgpFilterSpec, BgpPeerSpec, BlockAffinitySpec, CalicoApi, CalicoSpec,
-        IpPoolSpec, IpamConfigSpec,
+        FelixConfigurationSpec, IpPoolSpec, IpamConfigSpec,
     },
     tenant::Tenant,
     underlay::Underlay,
@@ -28,6 +28,7 @@ pub fn calico(api: CalicoApi) -> Vec<(String, String)> {
         stand_in::<BlockAffinitySpec>(api),
         stand_in::<BgpConfigurationSpec>(api),
         stand_in::<IpamConfigSpec>(api),
+        stand_in::<FelixConfigurationSpec>(api),
     ]
     .iter()
     .map(file)

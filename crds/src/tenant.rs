@@ -46,6 +46,11 @@ pub struct TenantSpec {
     #[serde(default, skip_serializing_if = "RouteTargets::is_default")]
     pub route_targets: RouteTargets,
 
+    /// Namespaces whose pods live in the tenant: they get Calico's annotations that name the tenant's pools. Absent means none;
+    /// an empty selector means all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace_selector: Option<LabelSelector>,
+
     /// Nodes that may carry the tenant; absent means all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<LabelSelector>,
@@ -118,14 +123,37 @@ pub enum Advertise {
     Pods,
 }
 
+/// Services that every tenant reaches unless it says otherwise: the API server and the cluster's DNS, as `namespace/name`.
+pub const SERVICES: [&str; 2] = ["default/kubernetes", "kube-system/kube-dns"];
+
 /// What a tenant may reach outside its VRF. It answers, it does not open connections into the tenant.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SharedServices {
+    /// Services of the cluster, as `namespace/name`; their endpoints are followed. An empty list means none.
+    #[serde(default = "services")]
+    #[schemars(
+        length(max = 32),
+        inner(
+            length(max = 317),
+            regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+        )
+    )]
+    pub services: Vec<String>,
     /// Prefixes reached by the node's main routing table.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(max = 64)))]
     pub cidrs: Vec<String>,
+}
+
+fn services() -> Vec<String> {
+    SERVICES.map(str::to_owned).to_vec()
+}
+
+impl Default for SharedServices {
+    fn default() -> Self {
+        Self { services: services(), cidrs: Vec::new() }
+    }
 }
 
 impl SharedServices {
@@ -194,4 +222,17 @@ pub struct NodeCounts {
     pub degraded: u32,
     /// Programmed of desired, as `12/12`.
     pub ready: String,
+    /// The first few that are degraded, by name, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<NodeProblem>,
+}
+
+/// A node that does not do what it should.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeProblem {
+    /// Name of the Node.
+    pub node: String,
+    /// What its router says.
+    pub message: String,
 }

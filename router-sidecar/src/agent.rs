@@ -125,7 +125,7 @@ async fn follow_health(frr: FrrLink, told: watch::Receiver<Told>, health: watch:
         let config = told.borrow().config.as_ref().map(|held| held.value.clone());
         let Some(config) = config else { continue };
         let now = match frr.sessions(&config).await {
-            Ok(sessions) => Health { frr_running: true, sessions },
+            Ok(sessions) => Health { frr_running: true, sessions, ..Health::default() },
             Err(_) => Health::default(),
         };
         health.send_replace(Some(now));

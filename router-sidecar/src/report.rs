@@ -51,12 +51,21 @@ pub struct Health {
     pub frr_running: bool,
     /// Its BGP sessions.
     pub sessions: Vec<wire::Session>,
+    /// What an operator has to be told of the node, in order.
+    pub notices: Vec<wire::Notice>,
+    /// What the guard has dropped.
+    pub drops: Vec<wire::Drops>,
 }
 
 impl Health {
     /// For the controller.
     pub fn to_wire(&self) -> wire::Health {
-        wire::Health { frr_running: self.frr_running, sessions: self.sessions.clone() }
+        wire::Health {
+            frr_running: self.frr_running,
+            sessions: self.sessions.clone(),
+            notices: self.notices.clone(),
+            drops: self.drops.clone(),
+        }
     }
 
     /// Whether something other than the time changed that established sessions are up.
@@ -79,6 +88,7 @@ mod tests {
         let session = |uptime_seconds, established| Health {
             frr_running: true,
             sessions: vec![wire::Session { uptime_seconds, established, ..Default::default() }],
+            ..Default::default()
         };
         assert!(!session(5, true).differs(&session(10, true)));
         assert!(session(5, true).differs(&session(5, false)));

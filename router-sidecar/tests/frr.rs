@@ -256,6 +256,7 @@ fn tenant(index: u8) -> Tenant {
         shared: vec![],
         max_prefixes: 100,
         advertise_pods: false,
+        services: vec![],
     }
 }
 

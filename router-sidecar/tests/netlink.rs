@@ -113,6 +113,7 @@ fn tenant(name: &str, vni: u32, host: u8) -> Tenant {
         shared: vec!["10.96.0.10/32".parse().unwrap()],
         max_prefixes: 1000,
         advertise_pods: false,
+        services: vec![],
     }
 }
 
@@ -125,6 +126,7 @@ fn guard() -> Guard {
     Guard {
         tenants: vec![tenant("red", 1001, "10.200.0.0/16"), tenant("green", 1003, "10.203.0.0/16")],
         quarantined: vec!["10.9.0.0/16".parse().unwrap()],
+        services: vec![],
     }
 }
 

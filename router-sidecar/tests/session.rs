@@ -196,10 +196,10 @@ async fn health_is_sent_when_it_changes() {
     let mut stream = stream(&mut streams).await;
     stream.next().await;
     // Nothing is said of FRR before it was asked: the controller would take "not running" for the truth.
-    agent.health.send_replace(Some(Health { frr_running: false, sessions: vec![] }));
+    agent.health.send_replace(Some(Health { frr_running: false, ..Health::default() }));
     let from_agent::Message::Health(first) = stream.next().await else { panic!("no health") };
     assert!(!first.frr_running);
-    agent.health.send_replace(Some(Health { frr_running: true, sessions: vec![] }));
+    agent.health.send_replace(Some(Health { frr_running: true, ..Health::default() }));
     let from_agent::Message::Health(second) = stream.next().await else { panic!("no health") };
     assert!(second.frr_running);
 }

@@ -38,6 +38,12 @@ pub struct Plan {
     pub nodes: BTreeMap<String, NodeConfig>,
     /// The same for every node.
     pub guard: Guard,
+    /// Annotations of Namespaces: those to hold with their values, and `None` for those to take away. A Namespace
+    /// without an entry is left as it is.
+    pub namespaces: BTreeMap<String, BTreeMap<String, Option<String>>>,
+    /// Node and Tenant that stand together though no block is left there: kept for a while, until the snapshot says in
+    /// [`crate::Snapshot::lingered`] that the while is over.
+    pub lingering: BTreeSet<(String, String)>,
     /// Status of each Tenant. Conditions' `lastTransitionTime` is the epoch: whoever writes it keeps the time of an
     /// equal condition and gives a changed one the present.
     pub tenant_status: BTreeMap<String, TenantStatus>,

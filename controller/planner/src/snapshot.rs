@@ -4,9 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use calico_vni_crds::{
     Tenant, Underlay,
-    calico::{BgpConfiguration, BgpFilter, BgpPeer, BlockAffinity, CalicoApi, IpPool, IpamConfig},
+    calico::{
+        BgpConfiguration, BgpFilter, BgpPeer, BlockAffinity, CalicoApi, FelixConfiguration, IpPool,
+        IpamConfig,
+    },
 };
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::{
+    core::v1::{Namespace, Node},
+    discovery::v1::EndpointSlice,
+};
 use serde::{Deserialize, Serialize};
 
 /// Everything that a plan depends on. Lists may be in any order.
@@ -28,6 +34,12 @@ pub struct Snapshot {
     pub bgp_configurations: Vec<BgpConfiguration>,
     /// Calico's IPAM settings; the one named `default` counts.
     pub ipam_configs: Vec<IpamConfig>,
+    /// Felix's settings; the one named `default` counts for the cluster, `node.<name>` for a node.
+    pub felix_configurations: Vec<FelixConfiguration>,
+    /// All Namespaces; name, labels, annotations and deletion are used.
+    pub namespaces: Vec<Namespace>,
+    /// EndpointSlices of Services that some Tenant names, or all.
+    pub endpoint_slices: Vec<EndpointSlice>,
     /// BGPPeers whose name begins with `calico-vni-`, as they stand.
     pub peers: Vec<BgpPeer>,
     /// BGPFilters whose name begins with `calico-vni-`, as they stand.
@@ -35,6 +47,8 @@ pub struct Snapshot {
     /// What the connected agents have said, by node. A node without an entry is not connected: nothing is known of it,
     /// and what stands for it stays.
     pub agents: BTreeMap<String, Agent>,
+    /// Of [`crate::Plan::lingering`], the pairs whose time is over: Node and Tenant.
+    pub lingered: BTreeSet<(String, String)>,
 }
 
 /// What the agent of a node has said last.
@@ -53,6 +67,20 @@ pub struct Agent {
     pub frr_running: bool,
     /// BGP sessions of the node's router.
     pub sessions: Vec<Session>,
+    /// What the node's operator has to be told.
+    pub notices: BTreeSet<AgentNotice>,
+}
+
+/// Something that is wrong with a node, found on the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct AgentNotice {
+    /// Tenant that it concerns; `None`: the whole node.
+    pub tenant: Option<String>,
+    /// One word.
+    pub reason: String,
+    /// A sentence with the way out.
+    pub message: String,
 }
 
 /// A BGP session of a router.

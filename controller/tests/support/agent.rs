@@ -102,7 +102,7 @@ async fn run(
         config_digest: digests.config_digest.map(Digest::to_wire).unwrap_or_default(),
     });
     say.send(from(hello)).await.unwrap();
-    say.send(from(from_agent::Message::Health(wire::Health { frr_running: true, sessions: vec![] })))
+    say.send(from(from_agent::Message::Health(wire::Health { frr_running: true, ..Default::default() })))
         .await
         .unwrap();
     if digests.config_digest.is_some() {

@@ -137,6 +137,7 @@ impl Codec for model::Guard {
                 .map(|t| wire::GuardTenant { name: t.name.clone(), vni: t.vni, pools: strings(&t.pools) })
                 .collect(),
             quarantined: strings(&self.quarantined),
+            services: self.services.iter().map(service_to_wire).collect(),
         }
         .encode_to_vec()
     }
@@ -156,8 +157,48 @@ impl Codec for model::Guard {
                 })
                 .collect::<Result<_, DecodeError>>()?,
             quarantined: list("guard.quarantined", &w.quarantined)?,
+            services: w.services.into_iter().map(service_from_wire).collect::<Result<_, _>>()?,
         })
     }
+}
+
+fn service_to_wire(service: &model::SharedService) -> wire::SharedService {
+    let endpoint = |e: &model::Endpoint| {
+        let protocol = match e.protocol {
+            model::Protocol::Tcp => wire::Protocol::Tcp,
+            model::Protocol::Udp => wire::Protocol::Udp,
+            model::Protocol::Sctp => wire::Protocol::Sctp,
+        };
+        wire::Endpoint { address: e.address.to_string(), protocol: protocol.into(), port: e.port.into() }
+    };
+    wire::SharedService {
+        name: service.name.clone(),
+        endpoints: service.endpoints.iter().map(endpoint).collect(),
+    }
+}
+
+fn service_from_wire(w: wire::SharedService) -> Result<model::SharedService, DecodeError> {
+    let endpoint = |w: wire::Endpoint| {
+        let protocol = match wire::Protocol::try_from(w.protocol) {
+            Ok(wire::Protocol::Tcp) => model::Protocol::Tcp,
+            Ok(wire::Protocol::Udp) => model::Protocol::Udp,
+            Ok(wire::Protocol::Sctp) => model::Protocol::Sctp,
+            Ok(wire::Protocol::Unspecified) | Err(_) => {
+                return Err(DecodeError::Field {
+                    field: "guard.services.endpoints.protocol",
+                    value: w.protocol.to_string(),
+                    reason: "neither TCP, UDP nor SCTP".into(),
+                });
+            }
+        };
+        Ok(model::Endpoint {
+            address: field("guard.services.endpoints.address", &w.address)?,
+            protocol,
+            port: narrow("guard.services.endpoints.port", w.port)?,
+        })
+    };
+    let endpoints = w.endpoints.into_iter().map(endpoint).collect::<Result<_, DecodeError>>()?;
+    Ok(model::SharedService { name: w.name, endpoints })
 }
 
 impl Codec for model::NodeConfig {
@@ -249,6 +290,7 @@ fn tenant_to_wire(t: &model::Tenant) -> wire::Tenant {
         shared: strings(&t.shared),
         max_prefixes: t.max_prefixes,
         advertise_pods: t.advertise_pods,
+        services: t.services.clone(),
     }
 }
 
@@ -274,6 +316,7 @@ fn tenant_from_wire(w: wire::Tenant) -> Result<model::Tenant, DecodeError> {
         shared: list("tenants.shared", &w.shared)?,
         max_prefixes: w.max_prefixes,
         advertise_pods: w.advertise_pods,
+        services: w.services,
     })
 }
 
@@ -312,6 +355,7 @@ mod tests {
                 shared: vec!["2001:db8::/64".parse().unwrap()],
                 max_prefixes: 1000,
                 advertise_pods: true,
+                services: vec!["kube-system/kube-dns".into()],
             }],
         }
     }
@@ -329,6 +373,21 @@ mod tests {
                 pools: vec!["10.200.0.0/16".parse().unwrap()],
             }],
             quarantined: vec!["10.9.0.0/16".parse().unwrap()],
+            services: vec![model::SharedService {
+                name: "kube-system/kube-dns".into(),
+                endpoints: vec![
+                    model::Endpoint {
+                        address: "10.244.0.5".parse().unwrap(),
+                        protocol: model::Protocol::Udp,
+                        port: 53,
+                    },
+                    model::Endpoint {
+                        address: "fd00:244::5".parse().unwrap(),
+                        protocol: model::Protocol::Tcp,
+                        port: 53,
+                    },
+                ],
+            }],
         };
         assert_eq!(model::Guard::from_payload(&guard.to_payload()).unwrap().1, guard);
     }

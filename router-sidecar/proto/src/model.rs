@@ -19,6 +19,43 @@ pub struct Guard {
     pub tenants: Vec<GuardTenant>,
     /// Prefixes whose pods reach their own node and nothing else. Disjoint from all tenants' pools.
     pub quarantined: Vec<IpNet>,
+    /// Services that tenants may reach outside their VRF, ordered by name; a tenant names those it may reach.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub services: Vec<SharedService>,
+}
+
+/// A service outside of all VRFs. It answers tenants; it opens no connection into one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SharedService {
+    /// `namespace/name` of the Service.
+    pub name: String,
+    /// Where its packets go once the node has translated the service's address, in order.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// An endpoint of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// Address of a pod or a node.
+    pub address: IpAddr,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Port, host order.
+    pub port: u16,
+}
+
+/// Transport protocol of a service's port, as Kubernetes names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
 }
 
 /// One tenant as the guard sees it.
@@ -116,6 +153,10 @@ pub struct Tenant {
     pub max_prefixes: u32,
     /// Every pod's own route instead of the blocks'.
     pub advertise_pods: bool,
+    /// Services of the [`Guard`] that this tenant may reach, by name, in order. One that the guard does not hold is
+    /// not reachable.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub services: Vec<String>,
 }
 
 impl Tenant {

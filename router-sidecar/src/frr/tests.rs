@@ -48,6 +48,7 @@ fn tenant(name: &str, vni: u32, link_index: u32, pools: &[(&str, u8)]) -> Tenant
         shared: vec![],
         max_prefixes: 250,
         advertise_pods: false,
+        services: vec![],
     }
 }
 
@@ -105,6 +106,7 @@ fn a_tenant_that_comes_changes_and_goes() {
     changed.tenants[1] = Tenant {
         link_index: 44,
         advertise_pods: false,
+        services: vec![],
         max_prefixes: 9,
         import_rts: vec!["65200:8".parse().unwrap()],
         ..all.tenants[1].clone()

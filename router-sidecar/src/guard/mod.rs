@@ -132,6 +132,7 @@ mod tests {
                 })
                 .collect(),
             quarantined: quarantined.iter().map(|p| p.parse().unwrap()).collect(),
+            services: vec![],
         }
     }
 

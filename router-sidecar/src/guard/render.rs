@@ -227,6 +227,7 @@ mod tests {
                 GuardTenant { name: "blue".into(), vni: 1002, pools: vec!["10.201.0.0/16".parse().unwrap()] },
             ],
             quarantined: vec!["10.9.0.0/16".parse().unwrap()],
+            services: vec![],
         };
         Ruleset::new(&guard, &config(vec![tenant("red", 1001, &["10.200.0.0/16", "fd00:200::/64"])]))
     }

@@ -30,6 +30,7 @@ pub fn tenant(name: &str, vni: u32, pools: &[&str]) -> Tenant {
         shared: vec![],
         max_prefixes: 1000,
         advertise_pods: false,
+        services: vec![],
     }
 }
 

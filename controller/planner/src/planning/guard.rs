@@ -37,5 +37,5 @@ pub(super) fn guard(valid: &Validated<'_>) -> Guard {
         let narrow = |net: &IpNet| !closed.iter().any(|pool| net.contains(pool));
         open.extend(settings.prefixes().map(|(_, net)| net).filter(narrow));
     }
-    Guard { tenants, quarantined: prefix::subtract(&closed, &open) }
+    Guard { tenants, quarantined: prefix::subtract(&closed, &open), services: Vec::new() }
 }

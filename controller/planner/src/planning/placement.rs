@@ -193,6 +193,7 @@ fn tenant_model(tenant: &Tenant<'_>, valid: &Validated<'_>) -> Option<ModelTenan
         shared: settings.shared.clone(),
         max_prefixes: settings.max_prefixes,
         advertise_pods: settings.advertise == Advertise::Pods,
+        services: Vec::new(),
     })
 }
 

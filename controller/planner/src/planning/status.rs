@@ -2,7 +2,7 @@
 
 use calico_vni_crds::{
     TenantStatus, UnderlayStatus,
-    tenant::{NodeCounts, PoolStatus},
+    tenant::{NodeCounts, NodeProblem, PoolStatus},
     underlay::SessionCounts,
 };
 use calico_vni_proto::names;
@@ -37,6 +37,12 @@ impl Tally {
             programmed: self.programmed,
             degraded: count(self.degraded.len()),
             ready: format!("{}/{}", self.programmed, self.desired),
+            problems: self
+                .degraded
+                .iter()
+                .take(NAMED)
+                .map(|(node, message)| NodeProblem { node: node.clone(), message: message.clone() })
+                .collect(),
         }
     }
 

@@ -167,6 +167,7 @@ fn agent() -> BoxedStrategy<Agent> {
             programmed: programmed.into_iter().map(|(tenant, vni)| (tenant.to_owned(), vni)).collect(),
             failed: failed.map(|tenant| (tenant.to_owned(), "FRR: no".to_owned())).into_iter().collect(),
             rejected: rejected.then(|| "underlay: no".to_owned()),
+            notices: std::collections::BTreeSet::default(),
             frr_running,
             sessions: Vec::new(),
         })
