@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds etcd and the multi-call binary of kube-apiserver, kube-controller-manager and kubectl from their Go modules
-# into target/kube, unless what is there was built from the same inputs. KUBEBUILDER_ASSETS names ready ones instead.
+# Builds etcd, the multi-call binary of kube-apiserver, kube-controller-manager and kubectl, and kube-proxy from their Go
+# modules into target/kube, unless what is there was built from the same inputs. KUBEBUILDER_ASSETS names ready ones instead.
 set -euo pipefail
 cd "$(dirname "$0")"
 top=$(git rev-parse --show-toplevel 2>/dev/null || realpath ../..)
@@ -8,7 +8,7 @@ out=$top/target/kube
 version=v1.36.3
 
 if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then
-	for program in etcd kube-apiserver kube-controller-manager kubectl; do
+	for program in etcd kube-apiserver kube-controller-manager kubectl kube-proxy; do
 		[ -x "$KUBEBUILDER_ASSETS/$program" ] || {
 			echo "KUBEBUILDER_ASSETS=$KUBEBUILDER_ASSETS: there is no $program in it; add it, or unset the variable to have all built" >&2
 			exit 1
@@ -17,7 +17,7 @@ if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then
 	exit 0
 fi
 
-stamp=$(cat build.sh etcd/* kubernetes/* | sha256sum | cut -d' ' -f1)
+stamp=$(cat build.sh etcd/* kubernetes/*.* kubernetes/*/* | sha256sum | cut -d' ' -f1)
 [ "$(cat "$out/stamp" 2>/dev/null)" = "$stamp" ] && exit 0
 command -v go >/dev/null || { echo "go is not installed: etcd and kube-apiserver are built from their Go modules (Go 1.26 or later)" >&2; exit 1; }
 
@@ -34,5 +34,6 @@ for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
 done
 (cd kubernetes && go build -trimpath -ldflags "$flags" -o "$out/kube" .)
 for program in kube-apiserver kube-controller-manager kubectl; do ln -sf kube "$out/$program"; done
+(cd kubernetes && go build -trimpath -ldflags "$flags" -o "$out/kube-proxy" ./kube-proxy)
 echo "$stamp" >"$out/stamp"
-echo "kube-apiserver, kube-controller-manager and kubectl built after $((SECONDS - started)) s"
+echo "kube-apiserver, kube-controller-manager, kubectl and kube-proxy built after $((SECONDS - started)) s"
