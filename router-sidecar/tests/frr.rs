@@ -24,8 +24,12 @@ use calico_vni_router::{
 };
 use similar_asserts::assert_eq;
 
-/// Longest wait for a state; all of them come within a second or two on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for a state. On an idle machine most come within a second, and routes within six: bgpd leaves new
+/// neighbours alone for some seconds while it is being configured.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// Seconds. Long, so that no session ends because a machine stands still for some seconds.
+const HOLD_TIME: u16 = 90;
 
 const NODE_ASN: u32 = 65000;
 const LEAF_ASN: u32 = 65100;
@@ -34,29 +38,41 @@ const NODE_VTEP: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
 /// A set of daemons in a namespace, all of it gone when it is dropped.
 struct Router {
     name: String,
-    supervisor: Child,
+    /// None until it is started.
+    supervisor: Option<Child>,
 }
 
 impl Router {
-    /// `name` tells the sets of one test run apart; the process id tells the runs apart.
-    fn new(name: &str, vtep: Ipv4Addr, initial: Option<&str>) -> Self {
+    /// Its namespace, where nothing runs yet. `name` tells the sets of one test run apart; the process id tells the
+    /// runs apart.
+    fn new(name: &str, vtep: Ipv4Addr) -> Self {
         let name = format!("cvt{}{name}", std::process::id());
         let netns = netns(&name);
         Netns::create(&netns).expect("the test needs root");
         ip(&["-n", &name, "link", "set", "lo", "up"]);
         ip(&["-n", &name, "addr", "add", &format!("{vtep}/32"), "dev", "lo"]);
+        Self { name, supervisor: None }
+    }
+
+    /// Starts the daemons. The links are there by then: zebra of FRR 8.4 hears of links and of addresses on two
+    /// sockets, and forgets the address of a link of which it has not heard yet.
+    fn start(mut self, initial: Option<&str>) -> Self {
         let file = initial.map(|text| {
-            let file = std::env::temp_dir().join(format!("{name}.conf"));
+            let file = std::env::temp_dir().join(format!("{}.conf", self.name));
             fs::write(&file, text).unwrap();
             file
         });
-        let supervisor = supervise(&name, file.as_deref()).spawn().unwrap();
-        Self { name, supervisor }
+        self.supervisor = Some(supervise(&self.name, file.as_deref()).spawn().unwrap());
+        self
+    }
+
+    fn supervisor(&mut self) -> &mut Child {
+        self.supervisor.as_mut().expect("it was started")
     }
 
     /// What the supervisors and the daemons of this name have said so far.
     fn log(&self) -> String {
-        fs::read_to_string(log(&self.name)).unwrap()
+        fs::read_to_string(log(&self.name)).unwrap_or_default()
     }
 
     /// A veth between two routers, its addresses those of a /31 (RFC 3021).
@@ -135,8 +151,8 @@ impl Router {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn signal(&self, signal: &str) {
-        let pid = self.supervisor.id().to_string();
+    fn signal(&mut self, signal: &str) {
+        let pid = self.supervisor().id().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 }
@@ -146,8 +162,10 @@ impl Drop for Router {
         if std::thread::panicking() {
             eprintln!("{}:\n{}", self.name, self.log());
         }
-        self.supervisor.kill().ok();
-        self.supervisor.wait().ok();
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor.kill().ok();
+            supervisor.wait().ok();
+        }
         for daemon in [Daemon::Zebra, Daemon::Mgmtd, Daemon::Bgpd] {
             let file = self.state_dir().join(format!("{daemon}.pid"));
             let Ok(pid) = fs::read_to_string(file) else { continue };
@@ -223,7 +241,7 @@ async fn until<T>(awaited: &str, mut look: impl AsyncFnMut() -> Result<T, String
 }
 
 fn node(neighbors: &[&str], tenants: Vec<Tenant>) -> NodeConfig {
-    let neighbor = |a: &&str| Neighbor { address: a.parse().unwrap(), asn: LEAF_ASN, hold_time: 9 };
+    let neighbor = |a: &&str| Neighbor { address: a.parse().unwrap(), asn: LEAF_ASN, hold_time: HOLD_TIME };
     let underlay = Underlay {
         name: "fabric".into(),
         asn: NODE_ASN,
@@ -260,8 +278,7 @@ fn tenant(index: u8) -> Tenant {
     }
 }
 
-/// A leaf that takes everything and sends its own loopback. It leaves it to the router to dial: two that both dial
-/// every second can go on refusing each other's connection for its own.
+/// A leaf that takes everything and sends its own loopback, with the timers that a switch has by default.
 fn leaf(address: Ipv4Addr, node: &str) -> String {
     format!(
         "router bgp {LEAF_ASN}
@@ -269,7 +286,6 @@ fn leaf(address: Ipv4Addr, node: &str) -> String {
  no bgp ebgp-requires-policy
  no bgp default ipv4-unicast
  neighbor {node} remote-as {NODE_ASN}
- neighbor {node} timers 3 9
  address-family ipv4 unicast
   network {address}/32
   neighbor {node} activate
@@ -304,12 +320,14 @@ fn refused(results: &[OpResult]) -> Vec<(&TenantRef, &OpError)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tenants_come_and_go_and_the_others_do_not_notice() {
-    let router = Router::new("a", NODE_VTEP, None);
+    let router = Router::new("a", NODE_VTEP);
     let leaves = [Ipv4Addr::new(10, 255, 0, 100), Ipv4Addr::new(10, 255, 0, 101)];
-    let first = Router::new("b", leaves[0], Some(&leaf(leaves[0], "192.0.2.0")));
-    let second = Router::new("c", leaves[1], Some(&leaf(leaves[1], "192.0.2.2")));
+    let (first, second) = (Router::new("b", leaves[0]), Router::new("c", leaves[1]));
     router.link(&first, 0);
     router.link(&second, 1);
+    let router = router.start(None);
+    let _first = first.start(Some(&leaf(leaves[0], "192.0.2.0")));
+    let _second = second.start(Some(&leaf(leaves[1], "192.0.2.2")));
     let neighbors = ["192.0.2.1", "192.0.2.3"];
 
     let mut wanted = node(&neighbors, (1..=3).map(tenant).collect());
@@ -379,7 +397,7 @@ async fn tenants_come_and_go_and_the_others_do_not_notice() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_frr_refuses_fails_alone_and_what_is_foreign_stays() {
-    let router = Router::new("d", NODE_VTEP, None);
+    let router = Router::new("d", NODE_VTEP).start(None);
     let version = router.observed().await.version;
     let foreign: [(Daemon, &[&str]); 2] = [
         (version.vrf_owner(), &["vrf red", "vni 1002"]),
@@ -430,10 +448,12 @@ async fn what_frr_refuses_fails_alone_and_what_is_foreign_stays() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn daemons_are_kept_running_and_stopped_without_losing_a_route() {
-    let mut router = Router::new("e", NODE_VTEP, None);
+    let router = Router::new("e", NODE_VTEP);
     let address = Ipv4Addr::new(10, 255, 0, 100);
-    let leaf = Router::new("f", address, Some(&leaf(address, "192.0.2.0")));
-    router.link(&leaf, 0);
+    let other = Router::new("f", address);
+    router.link(&other, 0);
+    let mut router = router.start(None);
+    let _other = other.start(Some(&leaf(address, "192.0.2.0")));
     // The first VRF is the second instance: its distinguisher is the one that bgpd would make itself.
     let mut wanted = node(&["192.0.2.1"], vec![tenant(2)]);
     // Without it, the routes go at once when a zebra that lives sees bgpd's end.
@@ -471,10 +491,10 @@ async fn daemons_are_kept_running_and_stopped_without_losing_a_route() {
 
     // A supervisor that was killed leaves its daemons; the next one clears them away.
     let orphan = router.pid(Daemon::Bgpd);
-    router.supervisor.kill().unwrap();
-    router.supervisor.wait().unwrap();
+    router.supervisor().kill().unwrap();
+    router.supervisor().wait().unwrap();
     assert!(is_alive(&router.name, &orphan.to_string()));
-    router.supervisor = supervise(&router.name, None).spawn().unwrap();
+    let mut router = router.start(None);
     until("the orphan's end", async || {
         if is_alive(&router.name, &orphan.to_string()) { Err("alive".into()) } else { Ok(()) }
     })
@@ -488,7 +508,7 @@ async fn daemons_are_kept_running_and_stopped_without_losing_a_route() {
 
     let pids = [Daemon::Zebra, Daemon::Bgpd].map(|daemon| router.pid(daemon).to_string());
     router.signal("-TERM");
-    assert!(router.supervisor.wait().unwrap().success());
+    assert!(router.supervisor().wait().unwrap().success());
     assert!(!pids.iter().any(|pid| is_alive(&router.name, pid)));
     let kernel = router.kernel_routes();
     assert!(kernel.contains("10.255.0.100"), "nothing was asked to end, so the routes stay: {kernel}");
