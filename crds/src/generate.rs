@@ -1,6 +1,10 @@
 //! The CustomResourceDefinitions as YAML. Checked in, so that a user can apply them and a reviewer can see them change.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use std::collections::BTreeMap;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceConversion, CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+};
 use kube::CustomResourceExt;
 use schemars::JsonSchema;
 
@@ -9,13 +13,46 @@ use crate::{
         BgpConfigurationSpec, BgpFilterSpec, BgpPeerSpec, BlockAffinitySpec, CalicoApi, CalicoSpec,
         FelixConfigurationSpec, IpPoolSpec, IpamConfigSpec,
     },
+    checks::{self, Check},
     tenant::Tenant,
     underlay::Underlay,
 };
 
+/// Our own definitions.
+pub fn definitions() -> [CustomResourceDefinition; 2] {
+    [whole(Tenant::crd(), &checks::tenant()), whole(Underlay::crd(), &[])]
+}
+
+/// What the derived definition cannot say: rules on the whole object, and that there is one version so far.
+fn whole(mut crd: CustomResourceDefinition, checks: &[Check]) -> CustomResourceDefinition {
+    crd.spec.conversion =
+        Some(CustomResourceConversion { strategy: "None".into(), ..CustomResourceConversion::default() });
+    for version in &mut crd.spec.versions {
+        let root = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
+        let root = root.expect("a derived definition has a schema");
+        let rules =
+            checks.iter().map(|check| serde_json::from_value(check.json()).expect("a rule is a rule"));
+        root.x_kubernetes_validations = (!checks.is_empty()).then(|| rules.collect());
+        known_formats(root);
+    }
+    crd
+}
+
+/// The API server warns of Rust's formats of numbers; what they say is in the bounds.
+fn known_formats(schema: &mut JSONSchemaProps) {
+    if schema.format.as_ref().is_some_and(|format| format.starts_with("uint")) {
+        schema.format = Some("int64".into());
+    }
+    let properties = schema.properties.iter_mut().flat_map(BTreeMap::values_mut);
+    properties.for_each(known_formats);
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        known_formats(items);
+    }
+}
+
 /// File name and contents of each of our own definitions, for `crds/generated/`.
 pub fn own() -> Vec<(String, String)> {
-    [Tenant::crd(), Underlay::crd()].iter().map(file).collect()
+    definitions().iter().map(file).collect()
 }
 
 /// File name and contents of definitions that stand in for Calico's in tests, for `e2e/calico-crds/`. They hold the

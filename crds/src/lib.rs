@@ -2,12 +2,14 @@
 //!
 //! - [`tenant`], [`underlay`]: `calico-vni.io/v1alpha1`.
 //! - [`calico`]: IPPool, BGPPeer, BGPFilter and others, in whichever group the cluster serves them.
+//! - [`checks`]: what the API server checks of one object.
 //! - [`generate`]: the CustomResourceDefinitions as YAML, checked in below `crds/generated/`.
 //! - [`keys`]: the annotations and labels.
 //!
 //! Types only: nothing here talks to an API server.
 
 pub mod calico;
+pub mod checks;
 pub mod generate;
 pub mod keys;
 pub mod tenant;

@@ -3,9 +3,11 @@
 #![allow(clippy::duplicated_attributes)]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
-use kube::{CustomResource, KubeSchema};
+use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::checks;
 
 /// Longest name of a Tenant: it is part of a Node label's name and of BIRD's symbols, which are shorter than Kubernetes' names.
 pub const NAME_MAX: usize = 40;
@@ -14,28 +16,29 @@ pub const NAME_MAX: usize = 40;
 pub const MAX_PREFIXES: u32 = 1000;
 
 /// What a tenant is to be.
-#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(CustomResource, JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "calico-vni.io",
     version = "v1alpha1",
     kind = "Tenant",
     plural = "tenants",
+    shortname = "ten",
     category = "calico-vni",
     status = "TenantStatus",
     derive = "PartialEq",
     doc = "A tenant: one VRF of the EVPN fabric, on every node that hosts its pods. IPPools join it by the annotation calico-vni.io/tenant or calico-vni.io/vni.",
-    validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 40").message("metadata.name: a tenant's name has at most 40 characters, lower-case letters, digits and '-', for it becomes part of a Node label"),
-    validation = Rule::new("!self.metadata.name.endsWith('-v6')").message("metadata.name: a tenant's name must not end in -v6, as the names of the BGPPeers for IPv6 do"),
     printcolumn(name = "VNI", type_ = "integer", json_path = ".status.vni"),
     printcolumn(name = "Pools", type_ = "string", json_path = ".status.acceptedPools"),
     printcolumn(name = "Nodes", type_ = "string", json_path = ".status.nodes.ready"),
     printcolumn(name = "Prefixes", type_ = "integer", json_path = ".status.prefixes"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Programmed\")].status"),
+    printcolumn(name = "VRF", type_ = "string", json_path = ".status.vrf", priority = 1),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Programmed\")].reason", priority = 1),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Programmed\")].message", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(oldSelf.vni) || (has(self.vni) && self.vni == oldSelf.vni)").message("vni cannot change once it is set: make another Tenant with the new VNI and move the pools to it"))]
+#[schemars(transform = checks::tenant_spec)]
 pub struct TenantSpec {
     /// VNI of the tenant's VRF in the fabric. Where absent, one is allocated from the Underlays' `vniRange` and kept in status.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,10 +52,12 @@ pub struct TenantSpec {
     /// Namespaces whose pods live in the tenant: they get Calico's annotations that name the tenant's pools. Absent means none;
     /// an empty selector means all.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = checks::selector)]
     pub namespace_selector: Option<LabelSelector>,
 
     /// Nodes that may carry the tenant; absent means all.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = checks::selector)]
     pub node_selector: Option<LabelSelector>,
 
     /// Which of those nodes carry it.
@@ -83,17 +88,11 @@ fn max_prefixes() -> u32 {
 pub struct RouteTargets {
     /// Imported into the VRF; absent means every one whose number is the VNI, whatever its ASN. Each is ASN:NUMBER, IPv4:NUMBER.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(
-        length(max = 32),
-        inner(length(max = 32), regex(pattern = r"^([0-9]{1,10}|[0-9]{1,3}(\.[0-9]{1,3}){3}):[0-9]{1,10}$"))
-    )]
+    #[schemars(length(max = 32), inner(length(max = 32)), transform = checks::import_targets)]
     pub import: Vec<String>,
     /// Put on the VRF's routes; absent means the Underlay's ASN with the VNI.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(
-        length(max = 32),
-        inner(length(max = 32), regex(pattern = r"^([0-9]{1,10}|[0-9]{1,3}(\.[0-9]{1,3}){3}):[0-9]{1,10}$"))
-    )]
+    #[schemars(length(max = 32), inner(length(max = 32)), transform = checks::export_targets)]
     pub export: Vec<String>,
 }
 
@@ -132,17 +131,11 @@ pub const SERVICES: [&str; 2] = ["default/kubernetes", "kube-system/kube-dns"];
 pub struct SharedServices {
     /// Services of the cluster, as `namespace/name`; their endpoints are followed. An empty list means none.
     #[serde(default = "services")]
-    #[schemars(
-        length(max = 32),
-        inner(
-            length(max = 317),
-            regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
-        )
-    )]
+    #[schemars(length(max = 32), inner(length(max = 127)), transform = checks::services)]
     pub services: Vec<String>,
     /// Prefixes reached by the node's main routing table.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256), inner(length(max = 64)))]
+    #[schemars(length(max = 256), inner(length(max = 64)), transform = checks::shared_cidrs)]
     pub cidrs: Vec<String>,
 }
 
@@ -189,6 +182,7 @@ pub struct TenantStatus {
     pub prefixes: Option<u32>,
     /// Accepted, Programmed, Degraded.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = checks::conditions)]
     pub conditions: Vec<Condition>,
 }
 

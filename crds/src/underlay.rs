@@ -3,11 +3,14 @@
 #![allow(clippy::duplicated_attributes)]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
-use kube::{CustomResource, KubeSchema};
+use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::tenant::{NodeCounts, PoolStatus};
+use crate::{
+    checks,
+    tenant::{NodeCounts, PoolStatus},
+};
 
 /// Default of `hostLinkCIDR`: 8191 tenants.
 pub const HOST_LINK_CIDR: &str = "169.254.192.0/18";
@@ -17,12 +20,13 @@ pub const HOST_LINK_CIDR_V6: &str = "fd9c:76e1:1::/112";
 pub const HOLD_TIME: u16 = 9;
 
 /// How the routers of a set of nodes join the fabric.
-#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(CustomResource, JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "calico-vni.io",
     version = "v1alpha1",
     kind = "Underlay",
     plural = "underlays",
+    shortname = "ul",
     category = "calico-vni",
     status = "UnderlayStatus",
     derive = "PartialEq",
@@ -42,56 +46,63 @@ pub const HOLD_TIME: u16 = 9;
         json_path = ".status.conditions[?(@.type==\"Programmed\")].reason",
         priority = 1
     ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Programmed\")].message",
+        priority = 1
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(transform = checks::underlay_spec)]
 pub struct UnderlaySpec {
     /// Nodes of this underlay; absent means all.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = checks::selector)]
     pub node_selector: Option<LabelSelector>,
 
     /// ASN of the routers. Not Calico's own, since BIRD and the router speak eBGP; and at most 2147483647, since Calico's BGPPeer holds no more.
-    #[schemars(range(min = 1, max = 2_147_483_647))]
+    #[schemars(range(min = 1, max = 2_147_483_647), transform = checks::asn)]
     pub asn: u32,
 
     /// BGP neighbours in the fabric: the top-of-rack switches or route servers.
-    #[schemars(length(min = 1, max = 16))]
+    #[schemars(length(min = 1, max = 16), transform = checks::neighbors)]
     pub neighbors: Vec<Neighbor>,
 
-    /// Each router's tunnel end point is one address of this prefix. It may not change while nodes use it.
+    /// Each router's tunnel end point (VTEP) is one address of this IPv4 prefix, counted from its first by the Node's
+    /// `calico-vni.io/router-index`.
     #[serde(rename = "vtepCIDR")]
-    #[schemars(length(max = 64))]
-    #[x_kube(validation = Rule::new("isCIDR(self)").message("vtepCIDR: must be a prefix such as 10.255.0.0/24"), validation = Rule::new("self == oldSelf").message("vtepCIDR cannot change: the VTEPs of all nodes would move at once; make another Underlay and move nodes to it by their labels"))]
+    #[schemars(length(max = 64), transform = checks::vtep_cidr)]
     pub vtep_cidr: String,
 
     /// Interfaces of the node that lead to the fabric.
-    #[schemars(length(min = 1, max = 8))]
+    #[schemars(length(min = 1, max = 8), transform = checks::interfaces)]
     pub interfaces: Vec<Interface>,
 
     /// Link addresses between host and VRF, two for each tenant and the same on every node.
     #[serde(rename = "hostLinkCIDR", default = "host_link_cidr")]
-    #[schemars(length(max = 64))]
-    #[x_kube(validation = Rule::new("isCIDR(self) && cidr(self).ip().family() == 4").message("hostLinkCIDR: must be an IPv4 prefix such as 169.254.192.0/18"))]
+    #[schemars(length(max = 64), transform = checks::host_link_cidr)]
     pub host_link_cidr: String,
 
     /// The same for IPv6.
     #[serde(rename = "hostLinkCIDRv6", default = "host_link_cidr_v6")]
-    #[schemars(length(max = 64))]
-    #[x_kube(validation = Rule::new("isCIDR(self) && cidr(self).ip().family() == 6").message("hostLinkCIDRv6: must be an IPv6 prefix such as fd9c:76e1:1::/112"))]
+    #[schemars(length(max = 64), transform = checks::host_link_cidr_v6)]
     pub host_link_cidr_v6: String,
 
     /// Where the VNIs of Tenants without one come from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vni_range: Option<VniRange>,
 
-    /// MTU of the underlay in octets; absent means that of its interfaces. Tenants get 50 less, over an IPv6 VTEP 70.
+    /// MTU of the underlay in octets; absent means that of its interfaces. Tenants get 50 less, and IPv6 needs 1280 of those
+    /// (RFC 8200, section 5).
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1280, max = 65_535))]
+    #[schemars(range(min = 1330, max = 65_535))]
     pub mtu: Option<u32>,
 
     /// Prefixes that the pods of every tenant reach by the node's main routing table.
     #[serde(rename = "sharedCIDRs", default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256), inner(length(max = 64)))]
+    #[schemars(length(max = 256), inner(length(max = 64)), transform = checks::shared_cidrs)]
     pub shared_cidrs: Vec<String>,
 
     /// Keep forwarding while a router's BGP restarts.
@@ -112,12 +123,11 @@ fn yes() -> bool {
 }
 
 /// A BGP neighbour in the fabric.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Neighbor {
     /// Its address, on a link of one of the interfaces.
-    #[schemars(length(max = 45))]
-    #[x_kube(validation = Rule::new("isIP(self)").message("neighbors[].address: must be an IP address"))]
+    #[schemars(length(max = 45), transform = checks::neighbor_address)]
     pub address: String,
     /// Its ASN.
     #[schemars(range(min = 1, max = 4_294_967_295u32))]
@@ -137,7 +147,7 @@ fn hold_time() -> u16 {
 #[serde(rename_all = "camelCase")]
 pub struct Interface {
     /// Its name, the same on all nodes of this underlay.
-    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[^/\s:]+$"))]
+    #[schemars(length(min = 1, max = 15), transform = checks::interface_name)]
     pub name: String,
     /// How the router gets it.
     #[serde(default)]
@@ -153,8 +163,8 @@ pub enum InterfaceMode {
 }
 
 /// A range of VNIs, both ends included.
-#[derive(KubeSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[x_kube(validation = Rule::new("self.min <= self.max").message("vniRange: min must not be above max"))]
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[schemars(transform = checks::vni_range)]
 pub struct VniRange {
     /// Smallest.
     #[schemars(range(min = 1, max = 16_777_215))]
@@ -179,6 +189,7 @@ pub struct UnderlayStatus {
     pub quarantined_pools: Vec<PoolStatus>,
     /// Accepted, Programmed, PoolsAccepted, StrictAffinity.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = checks::conditions)]
     pub conditions: Vec<Condition>,
 }
 
