@@ -13,7 +13,7 @@ use crate::{
     frr_port::Frr as _,
     last_good::{LastGood, Told},
     lock::{Lock, LockError},
-    netlink::{NetlinkError, events},
+    netlink::{Client, NetlinkError, events},
     netns::{Netns, NetnsError},
     node::{Node, NodeError},
     reconcile::{Reconciler, Settings, look},
@@ -66,6 +66,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (word, changed) = mpsc::channel(1);
     events::follow(&host, word.clone())?;
     events::follow(&router, word)?;
+    let kernel = Client::connect(Arc::clone(&router)).map_err(NodeError::from)?;
     let platform = Node::open(host, router, &options.state_dir)?;
 
     let last_good = LastGood::new(&options.state_dir);
@@ -79,7 +80,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (told_sender, told) = watch::channel(told);
     let (report_sender, report) = watch::channel(Report::default());
     let (health_sender, health) = watch::channel(None);
-    let frr = FrrLink::new(options.frr_dir.clone());
+    let frr = FrrLink::new(options.frr_dir.clone()).routing_in(kernel);
     let reconciler = Reconciler::new(platform, frr, options.settings, told.clone(), report_sender);
     let session = Session {
         node: options.node,

@@ -58,7 +58,7 @@ pub async fn run(options: Options) -> Result<(), CleanupError> {
         Err(error) => return Err(error.into()),
     };
     let platform = Node::open(host, Arc::new(router), &options.state_dir)?;
-    let frr = FrrLink::new(options.frr_dir);
+    let frr = FrrLink::new(options.frr_dir).patient();
     remove_all(&platform, &frr).await?;
     drop(platform);
     // An agent that starts again waits for the controller, and does not bring back what was just removed.

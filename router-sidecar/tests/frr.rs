@@ -8,9 +8,11 @@
 
 use std::{
     fs,
+    io::Write as _,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,6 +21,9 @@ use calico_vni_router::{
     frr::{
         Config, Daemon, Driver, Observed, Op, OpError, OpResult, SessionState, TenantRef, Vty, diff, render,
     },
+    frr_link::FrrLink,
+    frr_port::Frr as _,
+    netlink::Client,
     netns::Netns,
     supervisor::RUN_DIR,
 };
@@ -515,6 +520,72 @@ async fn daemons_are_kept_running_and_stopped_without_losing_a_route() {
     let text = router.log();
     let killed: Vec<&str> = text.lines().filter(|line| line.contains("killed")).collect();
     assert!(killed.len() > 1 && killed[0].contains("zebra"), "zebra is the first: {killed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn zebra_is_told_of_the_addresses_that_it_has_missed() {
+    const LINKS: usize = 40;
+    let router = Router::new("h", NODE_VTEP).start(None);
+    let wanted = node(&[], vec![]);
+    assert_eq!(refused(&router.converge(&wanted).await), []);
+    let kernel = Client::connect(Arc::new(Netns::open(&netns(&router.name)).unwrap())).unwrap();
+    let frr = FrrLink::new(router.state_dir()).routing_in(kernel);
+
+    // A zebra that is busy: of what it finds afterwards 8.4 loses a good part.
+    let zebra = router.pid(Daemon::Zebra).to_string();
+    let signal =
+        |signal: &str| assert!(Command::new("kill").args([signal, &zebra]).status().unwrap().success());
+    signal("-STOP");
+    let mut batch =
+        Command::new("ip").args(["-n", &router.name, "-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut lines = batch.stdin.take().unwrap();
+    for i in 0..LINKS {
+        writeln!(lines, "link add d{i} type veth peer name e{i}").unwrap();
+        writeln!(lines, "addr add 10.9.{i}.1/31 dev d{i}").unwrap();
+        writeln!(lines, "addr add fd00:9:{i}::1/127 dev d{i} nodad").unwrap();
+        writeln!(lines, "link set d{i} up").unwrap();
+    }
+    drop(lines);
+    assert!(batch.wait().unwrap().success());
+    signal("-CONT");
+
+    until("zebra knows all addresses", async || {
+        let missing = frr.plan(&wanted).await.map_err(|e| e.to_string())?;
+        let outcomes = frr.apply(&missing).await;
+        let known = router.driver().addresses().await.map_err(|e| e.to_string())?;
+        let known = known.iter().filter(|net| net.prefix_len() == 31 || net.prefix_len() == 127).count();
+        if known == 2 * LINKS { Ok(()) } else { Err(format!("{known} of {}: {outcomes:?}", 2 * LINKS)) }
+    })
+    .await;
+    assert_eq!(frr.plan(&wanted).await.unwrap(), []);
+    let output = Command::new("ip").args(["-n", &router.name, "-o", "addr", "show"]).output().unwrap();
+    let kernel = String::from_utf8(output.stdout).unwrap();
+    let there = |start: &str| kernel.lines().filter(|line| line.contains(start)).count();
+    assert_eq!((there("10.9."), there("fd00:9:")), (LINKS, LINKS), "the kernel's are as they were: {kernel}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_were_not_saved_are_saved_later() {
+    let router = Router::new("i", NODE_VTEP).start(None);
+    let wanted = node(&["192.0.2.1"], vec![tenant(1)]);
+    router.observed().await;
+    let frr = FrrLink::new(router.state_dir());
+    // Nothing can be written in the place of a file that is a directory.
+    let file = Driver::file(&router.state_dir(), Daemon::Bgpd);
+    let blocked = file.with_extension("conf.new");
+    fs::create_dir(&blocked).unwrap();
+    let changes = frr.plan(&wanted).await.unwrap();
+    assert_eq!(frr.apply(&changes).await, [Ok(()), Ok(())], "what FRR took stands all the same");
+    let left = frr.plan(&wanted).await.unwrap();
+    assert_eq!(left.len(), 1, "{left:?}");
+    let refusal = frr.apply(&left).await.remove(0).unwrap_err();
+    assert!(refusal.contains("bgpd.conf"), "{refusal}");
+
+    fs::remove_dir(&blocked).unwrap();
+    let left = frr.plan(&wanted).await.unwrap();
+    assert_eq!(frr.apply(&left).await, [Ok(())]);
+    assert!(fs::read_to_string(&file).unwrap().contains("vrf1001"));
+    assert_eq!(frr.plan(&wanted).await.unwrap(), []);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::fmt;
 use calico_vni_proto::names;
 
 use super::{
-    config::{Config, Global, Section},
+    config::{Config, Global, PREFIX, Section},
     instance::{self, Owner},
     observed::Observed,
 };
@@ -28,6 +28,8 @@ pub struct Delta {
     /// Commands outside of configuration, after all else: routes are asked for again where a list has changed, since
     /// FRR filters only what it receives.
     pub refresh: Vec<String>,
+    /// Takes back the marks of lists whose routes were asked for again.
+    pub refreshed: Vec<String>,
 }
 
 impl Delta {
@@ -43,6 +45,7 @@ impl Delta {
             ("policy", &self.policy),
             ("bgp", &self.bgp),
             ("refresh", &self.refresh),
+            ("policy", &self.refreshed),
         ];
         parts.into_iter().flat_map(|(part, lines)| lines.iter().map(move |line| (part, line.as_str())))
     }
@@ -233,29 +236,49 @@ fn list_delta(want: &[String], have: &[String]) -> Vec<String> {
     gone.chain(new).collect()
 }
 
+/// The last rule of a list says what FRR does anyway where no rule fits. It marks a list that was changed and whose
+/// routes were not asked for again so far: were we to die in between, the next look finds it.
+fn mark(keyword: &str, vni: u32) -> String {
+    format!("{keyword} prefix-list {PREFIX}{vni}-in seq {} deny any", u32::MAX)
+}
+
 fn tenant_delta(want: &Section, have: Option<&Section>) -> Delta {
     let nothing = Section::default();
     let have = have.unwrap_or(&nothing);
     let name = names::vrf(want.vni);
-    let mut delta = Delta { policy: list_delta(&want.lists, &have.lists), ..Delta::default() };
+    let mut delta = Delta::default();
     if want.l3vni != have.l3vni {
         delta.vrf.push(format!("vrf {name}"));
         delta.vrf.extend(have.l3vni.map(|vni| format!("no vni {vni}")));
         delta.vrf.extend(want.l3vni.map(|vni| format!("vni {vni}")));
         delta.vrf.push("exit-vrf".to_owned());
     }
+    for (keyword, family) in [("ip", "ipv4 unicast"), ("ipv6", "ipv6 unicast")] {
+        let mark = mark(keyword, want.vni);
+        let marked = have.lists.contains(&mark);
+        let of = |lines: &[String]| -> Vec<String> {
+            let of_family = |line: &&String| line.split(' ').next() == Some(keyword) && **line != mark;
+            lines.iter().filter(of_family).cloned().collect()
+        };
+        let changes = list_delta(&of(&want.lists), &of(&have.lists));
+        let active = |section: &Section| -> Vec<String> {
+            let instance = section.bgp.iter();
+            instance.flat_map(|b| instance::active_peers(b, family)).map(str::to_owned).collect()
+        };
+        let (stay, there) = (active(want), active(have));
+        let kept: Vec<&String> = there.iter().filter(|peer| stay.contains(peer)).collect();
+        let stale = !kept.is_empty() && (marked || !changes.is_empty());
+        let (new_mark, no_mark) = (mark.clone(), format!("no {mark}"));
+        delta.policy.extend((stale && !marked).then_some(new_mark));
+        delta.policy.extend(changes);
+        delta.policy.extend((marked && !stale).then(|| no_mark.clone()));
+        delta.refresh.extend(
+            kept.iter().filter(|_| stale).map(|peer| format!("clear bgp vrf {name} {family} {peer} soft in")),
+        );
+        delta.refreshed.extend(stale.then_some(no_mark));
+    }
     if let Some(bgp) = &want.bgp {
         delta.bgp = instance::delta(bgp, have.bgp.as_ref(), Owner::Us);
-        for (keyword, family) in [("ip ", "ipv4 unicast"), ("ipv6 ", "ipv6 unicast")] {
-            let changed = delta.policy.iter().any(|l| l.trim_start_matches("no ").starts_with(keyword));
-            let peers = have.bgp.iter().flat_map(|b| instance::active_peers(b, family));
-            let kept = peers.filter(|p| instance::active_peers(bgp, family).any(|w| w == *p));
-            if changed {
-                delta
-                    .refresh
-                    .extend(kept.map(|peer| format!("clear bgp vrf {name} {family} {peer} soft in")));
-            }
-        }
     }
     delta
 }

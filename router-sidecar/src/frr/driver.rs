@@ -11,10 +11,12 @@ use std::{
 };
 
 use calico_vni_proto::names;
+use ipnet::IpNet;
 use tracing::{debug, warn};
 
 use super::{
     batch::{self, OpError, Part, Refusal},
+    config::Config,
     diff::{self, Delta, Op, TenantRef},
     observed::Observed,
     parse::parse,
@@ -119,17 +121,21 @@ impl Driver {
 
     /// Runs the operations, removals first, and says for each what became of it, in their order.
     ///
-    /// Afterwards the daemons' files are written anew from what FRR then has.
+    /// Afterwards the daemons' files are written anew from what FRR then has. Whether they are is for
+    /// [`Driver::is_saved`] to find out.
     pub async fn apply(&self, ops: &[Op]) -> Result<Vec<OpResult>, Error> {
         if ops.is_empty() {
             return Ok(Vec::new());
         }
         let version = self.version().await?;
-        let mut run = Run { driver: self, version, ops, outcomes: BTreeMap::new() };
+        let mut run = Run { driver: self, version, ops, outcomes: BTreeMap::new(), lost: BTreeMap::new() };
         run.removals().await?;
         run.sets().await?;
         let outcomes = run.outcomes;
-        self.save().await?;
+        if let Err(error) = self.save().await {
+            // What was written stands all the same; the next look finds the files as they were.
+            warn!(%error, "FRR would start again with its configuration of before");
+        }
         let result = |(index, op): (usize, &Op)| OpResult {
             tenant: op.tenant().cloned(),
             outcome: outcomes.get(&index).map_or(Ok(()), |error| Err(error.clone())),
@@ -146,6 +152,23 @@ impl Driver {
             write_whole(&path, &text).await.map_err(|source| Error::File { what: "write", path, source })?;
         }
         Ok(())
+    }
+
+    /// Whether the daemons would start again with what was observed.
+    pub async fn is_saved(&self, observed: &Observed) -> Result<bool, Error> {
+        for daemon in [Daemon::Zebra, Daemon::Bgpd] {
+            let path = Self::file(&self.state_dir, daemon);
+            let there = match tokio::fs::read_to_string(&path).await {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+                there => there.map_err(|source| Error::File { what: "read", path, source })?,
+            };
+            // A file that was never written says nothing, and so does one of a router with nothing to do.
+            let nothing = observed.config == Config::default() && parse(&there) == Config::default();
+            if !nothing && there != observed.config.to_file(daemon, observed.version) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Gives a management daemon that has just started what zebra's file says of VRFs.
@@ -176,6 +199,14 @@ impl Driver {
         sessions::sessions(&json).map_err(|source| Error::Json { daemon: Daemon::Bgpd, command, source })
     }
 
+    /// Every address that zebra knows of.
+    pub async fn addresses(&self) -> Result<BTreeSet<IpNet>, Error> {
+        let command = "show interface vrf all brief json";
+        let mut zebra = self.open(Daemon::Zebra).await?;
+        let json = ask(&mut zebra, Daemon::Zebra, command).await?;
+        sessions::addresses(&json).map_err(|source| Error::Json { daemon: Daemon::Zebra, command, source })
+    }
+
     /// Every L3VNI that zebra has, ours or not.
     pub async fn l3vnis(&self) -> Result<Vec<L3Vni>, Error> {
         l3vnis(&mut self.open(Daemon::Zebra).await?).await
@@ -188,6 +219,8 @@ struct Run<'a> {
     version: Version,
     ops: &'a [Op],
     outcomes: BTreeMap<usize, OpError>,
+    /// Daemons that went away, and why. They are not waited for again in this run.
+    lost: BTreeMap<Daemon, String>,
 }
 
 /// How a part of a delta is written.
@@ -214,7 +247,8 @@ impl Run<'_> {
         self.write(false, self.version.vrf_owner(), Manner::Transaction, |d| &d.vrf).await?;
         self.write(false, Daemon::Bgpd, Manner::Transaction, |d| &d.policy).await?;
         self.write(false, Daemon::Bgpd, Manner::Plain, |d| &d.bgp).await?;
-        self.write(false, Daemon::Bgpd, Manner::Exec, |d| &d.refresh).await
+        self.write(false, Daemon::Bgpd, Manner::Exec, |d| &d.refresh).await?;
+        self.write(false, Daemon::Bgpd, Manner::Transaction, |d| &d.refreshed).await
     }
 
     async fn refuse_taken_vnis(&mut self) -> Result<(), Error> {
@@ -249,6 +283,13 @@ impl Run<'_> {
         if parts.is_empty() {
             return Ok(());
         }
+        let lost = |reason: &str| -> Vec<Refusal> {
+            parts.iter().map(|p| (p.op, OpError::Lost { daemon, reason: reason.to_owned() })).collect()
+        };
+        if let Some(reason) = self.lost.get(&daemon) {
+            self.note(lost(reason));
+            return Ok(());
+        }
         let mut vty = self.driver.open(daemon).await?;
         let refusals = match manner {
             Manner::Plain => batch::plain(&mut vty, daemon, self.version, &parts).await,
@@ -260,7 +301,8 @@ impl Run<'_> {
             Err(error) => {
                 // What was read and what was not can no longer be told apart; the next round finds out.
                 let reason = error.to_string();
-                self.note(parts.iter().map(|p| (p.op, OpError::Lost { daemon, reason: reason.clone() })));
+                self.note(lost(&reason));
+                self.lost.insert(daemon, reason);
             }
         }
         Ok(())

@@ -40,11 +40,16 @@ pub fn normal(config: &Config) -> Config {
 }
 
 impl Model {
+    /// One that has this already.
+    pub fn holding(config: Config) -> Self {
+        Self { config, context: Context::Top }
+    }
+
     /// Everything that the operations write, in the order in which the driver writes it.
     pub fn apply(&mut self, ops: &[Op]) {
         type Part = fn(&super::Delta) -> &Vec<String>;
         let removal: [Part; 4] = [|d| &d.recall, |d| &d.vrf, |d| &d.bgp, |d| &d.policy];
-        let setting: [Part; 3] = [|d| &d.vrf, |d| &d.policy, |d| &d.bgp];
+        let setting: [Part; 4] = [|d| &d.vrf, |d| &d.policy, |d| &d.bgp, |d| &d.refreshed];
         for (removes, parts) in [(true, removal.as_slice()), (false, &setting)] {
             for part in parts {
                 for op in ops.iter().filter(|op| op.removes() == removes) {

@@ -1,7 +1,12 @@
-//! Reads the JSON of FRR's shows: BGP sessions and L3VNIs. Pure.
+//! Reads the JSON of FRR's shows: BGP sessions, L3VNIs and addresses. Pure.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 /// A BGP session of the router.
@@ -70,6 +75,16 @@ pub fn l3vnis(json: &str) -> serde_json::Result<Vec<L3Vni>> {
     Ok(serde_json::from_str::<L3Vnis>(json)?.vrfs)
 }
 
+/// `show interface vrf all brief json` of zebra: every address that it knows of, without those of a link alone.
+pub fn addresses(json: &str) -> serde_json::Result<BTreeSet<IpNet>> {
+    #[derive(Deserialize)]
+    struct Interface {
+        addresses: Vec<IpNet>,
+    }
+    let interfaces: BTreeMap<String, Interface> = serde_json::from_str(json)?;
+    Ok(interfaces.into_values().flat_map(|interface| interface.addresses).collect())
+}
+
 /// `show bgp vrf all summary json` of bgpd, a session that carries several families once.
 pub fn sessions(json: &str) -> serde_json::Result<Vec<SessionState>> {
     if json.trim().is_empty() {
@@ -126,6 +141,16 @@ mod tests {
         assert_eq!(sessions[0].uptime, Duration::from_secs(61));
         assert_eq!(sessions[1].uptime, Duration::ZERO);
         assert!(super::sessions("\n").unwrap().is_empty());
+    }
+
+    #[test]
+    fn addresses_are_those_of_all_interfaces() {
+        let json = r#"{"lo": {"status": "up", "vrfName": "default", "addresses": ["10.255.0.1/32"]},
+            "h1001": {"status": "up", "vrfName": "vrf1001", "addresses": ["169.254.192.3/31", "fd00::3/127"]},
+            "up0": {"status": "up", "vrfName": "default", "addresses": []}}"#;
+        let addresses = addresses(json).unwrap();
+        let brief: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(brief, ["10.255.0.1/32", "169.254.192.3/31", "fd00::3/127"]);
     }
 
     #[test]

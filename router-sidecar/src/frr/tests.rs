@@ -7,7 +7,7 @@ use proptest::{collection::vec, option, prelude::*, sample::subsequence};
 use similar_asserts::assert_eq;
 
 use super::{
-    Config, Daemon, Observed, Op, Version, diff,
+    Config, Daemon, Delta, Observed, Op, Version, diff,
     model::{Model, normal},
     parse, render,
 };
@@ -118,6 +118,33 @@ fn a_tenant_that_comes_changes_and_goes() {
     golden("diff-remove.txt", &print(&plan(&one, &two)));
     golden("diff-from-nothing.txt", &print(&plan(&one, &Config::default())));
     golden("diff-to-nothing.txt", &print(&plan(&Config::default(), &one)));
+}
+
+#[test]
+fn routes_of_a_changed_list_are_asked_for_though_the_agent_dies_before_it_asks() {
+    let before = render(&two_tenants(), OLD);
+    let mut fewer = two_tenants();
+    fewer.tenants[1].pools.remove(0);
+    let desired = render(&fewer, OLD);
+    let refreshes =
+        |ops: &[Op]| -> Vec<String> { ops.iter().flat_map(|op| op.delta().refresh.clone()).collect() };
+    let ops = plan(&desired, &before);
+    let asked = refreshes(&ops);
+    assert!(!asked.is_empty(), "{}", print(&ops));
+
+    let dies = |op: &Op| match op {
+        Op::ChangeTenant(tenant, delta) => {
+            Op::ChangeTenant(tenant.clone(), Delta { refresh: vec![], refreshed: vec![], ..delta.clone() })
+        }
+        other => panic!("{other}"),
+    };
+    let mut frr = Model::holding(before);
+    frr.apply(&ops.iter().map(dies).collect::<Vec<_>>());
+    let again = plan(&desired, &frr.config);
+    assert_eq!(refreshes(&again), asked, "{}", print(&again));
+    frr.apply(&again);
+    assert_eq!(normal(&frr.config), normal(&desired));
+    assert_eq!(plan(&desired, &frr.config), vec![]);
 }
 
 #[test]

@@ -3,9 +3,11 @@
 //! - [`Client`]: a socket inside one network namespace.
 //! - [`observe`]: dumps turned into [`crate::state`].
 //! - [`write`]: one request per change.
+//! - [`announce`]: an address told again to all who listen.
 //! - [`events`]: what the kernel tells by itself.
 //! - [`generation`]: whether the packet filter was changed.
 
+pub mod announce;
 pub mod events;
 pub mod generation;
 pub mod observe;
