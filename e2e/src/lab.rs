@@ -1,6 +1,9 @@
 //! The lab as scenarios see it: everything started, in words that read like what they do.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 use futures::future::try_join_all;
@@ -43,13 +46,25 @@ impl Lab {
     /// Makes pods as Calico's CNI plugin and Felix do.
     pub async fn add_pods(&self, links: &[PodLink]) -> Result<()> {
         let (make, batches) = topology::pods(links);
-        apply(self.nodes(), make, batches).await
+        apply(self.nodes(), make, batches).await?;
+        self.answer(links.iter().map(|link| link.netns.clone())).await
+    }
+
+    /// Has these namespaces answer on the lab's port, in both families.
+    async fn answer(&self, namespaces: impl IntoIterator<Item = String>) -> Result<()> {
+        let listen = SocketAddr::from((Ipv6Addr::UNSPECIFIED, topology::PORT));
+        let serve = |netns: String| async move { self.nodes().serve(&netns, listen, &netns).await };
+        try_join_all(namespaces.into_iter().map(serve)).await?;
+        Ok(())
     }
 
     async fn network(&self) -> Result<()> {
         let (make, batches) = topology::base(&self.members);
         apply(self.nodes(), make, batches).await?;
         try_join_all(self.members.iter().map(|node| self.reverse_path_rule(node))).await?;
+        let external = topology::FABRIC_TENANTS.iter().map(topology::FabricTenant::host);
+        let nodes = self.members.iter().map(|node| node.name.clone());
+        self.answer(external.chain(nodes).chain([topology::OUTSIDE.to_owned()])).await?;
         step!(
             "network ready: {} nodes, leaf, {} external hosts",
             self.members.len(),

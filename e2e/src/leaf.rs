@@ -53,8 +53,17 @@ fn render_bgpd(nodes: &[Node]) -> String {
     for tenant in &FABRIC_TENANTS {
         let _ = write!(
             text,
-            "router bgp {LEAF_ASN} vrf {}\n bgp router-id {LEAF_VTEP}\n no bgp ebgp-requires-policy\n address-family ipv4 unicast\n  redistribute connected\n  maximum-paths 1\n exit-address-family\n address-family l2vpn evpn\n  advertise ipv4 unicast\n exit-address-family\nexit\n",
+            "router bgp {LEAF_ASN} vrf {}\n bgp router-id {LEAF_VTEP}\n no bgp ebgp-requires-policy\n",
             tenant.name
+        );
+        for family in ["ipv4", "ipv6"] {
+            let _ = write!(
+                text,
+                " address-family {family} unicast\n  redistribute connected\n  maximum-paths 1\n exit-address-family\n"
+            );
+        }
+        text.push_str(
+            " address-family l2vpn evpn\n  advertise ipv4 unicast\n  advertise ipv6 unicast\n exit-address-family\nexit\n",
         );
     }
     text

@@ -2,7 +2,7 @@
 //!
 //! The lab knows namespaces and wires; this knows who runs in them and how they find each other.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use calico_vni_crds::calico::{CalicoApi, IpPool};
@@ -18,7 +18,7 @@ use crate::{
     paths, run,
     site::free_ports,
     step,
-    topology::{FABRIC_TENANTS, PodLink},
+    topology::{self, Addresses, FABRIC_TENANTS, Node, OUTSIDE, OUTSIDE_ADDRESSES, PodLink},
     wait,
 };
 
@@ -107,8 +107,8 @@ impl World {
             ("--clusterrole=calico-vni-controller", format!("--user={}", User::Controller.name()));
         self.kubectl(&["create", "clusterrolebinding", "lab", role, &user]).await?;
         for node in &self.lab.members {
-            let address = ipnet::Ipv4Net::new(node.address(), 24)?;
-            self.ipam.put_node(&ipam::node(&node.name, Some(address), None, BTreeMap::new())).await?;
+            let (v4, v6) = node.networks();
+            self.ipam.put_node(&ipam::node(&node.name, Some(v4), Some(v6), BTreeMap::new())).await?;
         }
         self.apply(&self.manifest("BGPConfiguration", "default", &serde_json::json!({ "asNumber": 64512 })))
             .await?;
@@ -117,12 +117,10 @@ impl World {
             CalicoApi::CrdV1 => "IPAMConfig",
         };
         self.apply(&self.manifest(kind, "default", &serde_json::json!({ "strictAffinity": true }))).await?;
-        self.apply(&self.manifest(
-            "IPPool",
-            "default",
-            &serde_json::json!({ "cidr": crate::topology::default_pool() }),
-        ))
-        .await?;
+        let (v4, v6) = topology::default_pools();
+        for (name, cidr) in [("default", v4.to_string()), ("default-v6", v6.to_string())] {
+            self.apply(&self.manifest("IPPool", name, &serde_json::json!({ "cidr": cidr }))).await?;
+        }
         self.apply_file("examples/underlay.yaml").await?;
         Ok(())
     }
@@ -203,46 +201,80 @@ impl World {
         format!("{plural}.{}", self.calico.group())
     }
 
-    /// Pods of a pool, `count` on every node, named `<tenant>-<node>-<letter>`. A tenant of `None` is the default pool.
+    /// Pods with an address of a pool and one of its twin `<pool>-v6`, `count` on every node, named
+    /// `<tenant>-<node>-<letter>`. A tenant of `None` is the default pools.
     pub async fn add_pods(&mut self, pool: &str, tenant: Option<&str>, count: u8) -> Result<()> {
-        let json = self.kubectl(&["get", &self.resource("ippools"), pool, "-o", "json"]).await?;
-        let object: IpPool = serde_json::from_str(&json)?;
-        let mut links = Vec::new();
+        let pools = self.pools_of_both_families(pool).await?;
+        let short = tenant.unwrap_or("dflt");
+        let (mut links, mut places) = (Vec::new(), Vec::new());
         for node in &self.lab.members {
             for letter in (b'a'..).take(count.into()).map(char::from) {
-                let address = self.ipam.assign_address(&object, &node.name).await?;
-                let short = tenant.unwrap_or("dflt");
                 let name = format!("{short}-{}-{letter}", node.name);
-                let std::net::IpAddr::V4(ip) = address else {
-                    bail!("{pool}: only IPv4 pods are wired for now")
-                };
                 // Interface names have 15 characters at most.
                 let interface = format!("cali{}{letter}{}", &short[..short.len().min(4)], node.name);
-                links.push(PodLink { node: node.name.clone(), netns: name.clone(), address: ip, interface });
                 let kind = Kind::Pod { tenant: tenant.map(str::to_owned), node: node.name.clone() };
-                self.pods.push(Place { netns: name.clone(), name, address, kind });
+                let (link, place) = self.pod(&pools, node, name, interface, kind).await?;
+                links.push(link);
+                places.push(place);
             }
         }
         self.lab.add_pods(&links).await?;
-        step!("{} pods of pool {pool}", links.len());
+        self.pods.extend(places);
+        step!("{} pods of pools {pool} and {pool}-v6", links.len());
         Ok(())
     }
 
-    /// All pods, the external hosts of these tenants, and the nodes.
+    /// A pod of the default pools on a node that plays a shared service. Who may reach it is the Underlay's affair.
+    pub async fn add_service(&mut self, name: &str, node: &Node) -> Result<Addresses> {
+        let pools = self.pools_of_both_families("default").await?;
+        let interface = format!("cali{name}");
+        let (link, place) = self.pod(&pools, node, name.to_owned(), interface, Kind::Service).await?;
+        self.lab.add_pods(&[link]).await?;
+        let addresses = place.addresses;
+        self.pods.push(place);
+        Ok(addresses)
+    }
+
+    async fn pools_of_both_families(&self, pool: &str) -> Result<[IpPool; 2]> {
+        let (v4, v6) = (pool.to_owned(), format!("{pool}-v6"));
+        Ok(try_join(self.pool(&v4), self.pool(&v6)).await?.into())
+    }
+
+    async fn pod(
+        &self,
+        pools: &[IpPool; 2],
+        node: &Node,
+        name: String,
+        interface: String,
+        kind: Kind,
+    ) -> Result<(PodLink, Place)> {
+        let mut addresses = Vec::new();
+        for pool in pools {
+            addresses.push(self.ipam.assign_address(pool, &node.name).await?);
+        }
+        let [IpAddr::V4(v4), IpAddr::V6(v6)] = addresses[..] else {
+            bail!("a pod wants an address of each family, not {addresses:?}")
+        };
+        let addresses = Addresses { v4, v6 };
+        let link = PodLink { node: node.clone(), netns: name.clone(), addresses, interface };
+        Ok((link, Place { netns: name.clone(), name, addresses, kind }))
+    }
+
+    /// All pods, the external hosts of these tenants, the nodes, and the host outside.
     pub fn places(&self, tenants: &[&str]) -> Vec<Place> {
-        let external = FABRIC_TENANTS.iter().filter(|t| tenants.contains(&t.name)).map(|tenant| Place {
-            name: tenant.host(),
-            netns: tenant.host(),
-            address: tenant.host_address().into(),
-            kind: Kind::External { tenant: tenant.name.to_owned() },
+        let place = |name: &str, addresses, kind| Place {
+            name: name.to_owned(),
+            netns: name.to_owned(),
+            addresses,
+            kind,
+        };
+        let external = FABRIC_TENANTS.iter().filter(|t| tenants.contains(&t.name)).map(|tenant| {
+            let kind = Kind::External { tenant: tenant.name.to_owned() };
+            place(&tenant.host(), tenant.host_addresses(), kind)
         });
-        let nodes = self.lab.members.iter().map(|node| Place {
-            name: node.name.clone(),
-            netns: node.name.clone(),
-            address: node.address().into(),
-            kind: Kind::Node,
-        });
-        self.pods.iter().cloned().chain(external).chain(nodes).collect()
+        let nodes = self.lab.members.iter().map(|node| place(&node.name, node.addresses(), Kind::Node));
+        let outside = place(OUTSIDE, OUTSIDE_ADDRESSES, Kind::Outside);
+        self.pods.iter().cloned().chain(external).chain(nodes).chain([outside]).collect()
     }
 
     /// Prints how to look around in a lab that stays up.

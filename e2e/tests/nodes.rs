@@ -41,6 +41,7 @@ fn probe(from: &str, target: &str, port: Option<u16>) -> Probe {
         port,
         count: 3,
         timeout_ms: 3_000,
+        count_in: None,
     }
 }
 
@@ -79,7 +80,7 @@ async fn probes_tell_answers_from_silence_and_refusal() {
     assert_eq!(nodes.exec(nft).await.unwrap().code, 0);
     assert_eq!(
         one(&site, probe("a", "192.0.2.2", None)).await,
-        Probed { answered_us: None, error: String::new() }
+        Probed::default()
     );
     assert!(one(&site, probe("b", "192.0.2.1", None)).await.answered());
 }
@@ -107,7 +108,7 @@ async fn forwarders_carry_break_and_heal() {
     let cut = one(&site, dial()).await;
     assert!(!cut.answered() && !cut.error.is_empty(), "a cut is told at once: {cut:?}");
     site.nodes.link("f", Health::Blackhole).await.unwrap();
-    assert_eq!(one(&site, dial()).await, Probed { answered_us: None, error: String::new() });
+    assert_eq!(one(&site, dial()).await, Probed::default());
 
     // A connection that hangs in the blackhole goes on when that ends.
     let patient = Probe { timeout_ms: 20_000, ..dial() };

@@ -29,7 +29,7 @@ pub struct Certs {
 impl Certs {
     /// A user's bearer token.
     pub fn token(&self, user: User) -> String {
-        format!("{}-{}", user.name(), self.secret)
+        format!("{}-{}", user.short(), self.secret)
     }
 }
 

@@ -42,7 +42,16 @@ impl User {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Admin => "admin",
-            Self::Controller => "calico-vni-controller",
+            // As in a cluster, since admission policies know the controller by its name.
+            Self::Controller => "system:serviceaccount:calico-vni:calico-vni-controller",
+        }
+    }
+
+    /// Name for files and tokens; a colon would part paths in KUBECONFIG.
+    const fn short(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Controller => "controller",
         }
     }
 
@@ -226,7 +235,7 @@ impl ApiSide {
 }
 
 fn kubeconfig_path(dir: &Path, user: User) -> PathBuf {
-    dir.join(format!("{}.kubeconfig", user.name()))
+    dir.join(format!("{}.kubeconfig", user.short()))
 }
 
 fn kubeconfig(server: SocketAddr, ca: &Path, token: &str, user: User) -> Result<String> {

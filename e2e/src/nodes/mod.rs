@@ -3,11 +3,13 @@
 //! One server process works where the nodes' network namespaces are: on this machine, or in the virtual machine. All
 //! that the lab does to a node goes through it, so both ways share every line of code.
 
+pub mod capture;
 pub mod client;
 pub mod control;
 pub mod dump;
 pub mod forward;
 pub mod netns;
+pub mod packet;
 pub mod probe;
 pub mod process;
 pub mod protocol;

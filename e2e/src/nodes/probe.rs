@@ -1,25 +1,34 @@
 //! Probes without processes: the sockets are made inside the namespaces, and one runtime waits for all of them at once.
 //!
 //! ICMP goes through the kernel's ping sockets (`icmp(7)`, `net.ipv4.ping_group_range`), which match replies to requests
-//! and need no header of ours beyond type, code and sequence number.
+//! and need no header of ours beyond type, code and sequence number. Every probe has a number of its own, by which its
+//! requests are known where they arrive.
 
 use std::{
-    collections::BTreeMap,
-    net::{SocketAddr, TcpStream, UdpSocket},
-    os::fd::AsRawFd as _,
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    os::fd::{AsRawFd as _, OwnedFd},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
 use futures::future::join_all;
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, socket};
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
+    },
+};
 use tokio::{
     net,
     time::{sleep, timeout},
 };
 
 use super::{
+    capture::{Capture, next_id},
     netns,
+    packet::Kind,
     protocol::{Probe, Probed},
 };
 
@@ -35,8 +44,24 @@ enum Socket {
     Tcp(TcpStream),
 }
 
+/// Numbers that are tried until one is free.
+const TRIES: usize = 100;
+
+/// Requests that arrived, by namespace and number.
+type Arrived = HashMap<(String, u16), u64>;
+
 /// Tries everything at once; the answers are in the order of the probes.
 pub async fn probe(probes: Vec<Probe>) -> Result<Vec<Probed>> {
+    let arrived = Arc::new(Mutex::new(Arrived::new()));
+    let count = Arc::clone(&arrived);
+    let namespaces = probes.iter().filter_map(|probe| probe.count_in.clone()).collect();
+    let each = move |netns: &str, packet: &super::packet::Packet| {
+        if matches!(packet.kind, Kind::EchoRequest | Kind::Syn) {
+            let mut count = count.lock().expect("counting does not panic");
+            *count.entry((netns.to_owned(), packet.id)).or_default() += 1;
+        }
+    };
+    let capture = Capture::start(namespaces, Arc::new(each)).await?;
     let mut by_netns: BTreeMap<String, Vec<(usize, Probe)>> = BTreeMap::new();
     for (number, probe) in probes.into_iter().enumerate() {
         by_netns.entry(probe.netns.clone()).or_default().push((number, probe));
@@ -46,18 +71,31 @@ pub async fn probe(probes: Vec<Probe>) -> Result<Vec<Probed>> {
     for group in groups {
         all.extend(group?);
     }
-    all.sort_by_key(|(number, _)| *number);
-    Ok(all.into_iter().map(|(_, probed)| probed).collect())
+    capture.catch_up();
+    let mut arrived = std::mem::take(&mut *arrived.lock().expect("counting does not panic"));
+    all.sort_by_key(|(number, ..)| *number);
+    let counted = all.into_iter().map(|(_, count_in, id, probed)| Probed {
+        arrived: count_in.map(|netns| arrived.remove(&(netns, id)).unwrap_or(0)),
+        ..probed
+    });
+    Ok(counted.collect())
 }
 
-async fn group(netns: String, probes: Vec<(usize, Probe)>) -> Result<Vec<(usize, Probed)>> {
+/// Number of a probe, where it is counted, its number in packets (0 without a socket), what came of it.
+type Tried = (usize, Option<String>, u16, Probed);
+
+async fn group(netns: String, probes: Vec<(usize, Probe)>) -> Result<Vec<Tried>> {
     let opened = netns::within(Some(&netns), move || {
         // Ping sockets are for the groups in this range; a namespace starts with an empty one.
         std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0").context("allow ping sockets")?;
         Ok(probes.into_iter().map(|(number, probe)| (number, open(&probe), probe)).collect::<Vec<_>>())
     })
     .await?;
-    let tries = opened.into_iter().map(|(number, socket, probe)| async move {
+    let tries = opened.into_iter().map(|(number, opened, probe)| async move {
+        let (id, socket) = match opened {
+            Ok((id, socket)) => (id, Ok(socket)),
+            Err(error) => (0, Err(error)),
+        };
         let limit = Duration::from_millis(probe.timeout_ms);
         let attempt = async {
             match socket? {
@@ -68,33 +106,48 @@ async fn group(netns: String, probes: Vec<(usize, Probe)>) -> Result<Vec<(usize,
         let result = match timeout(limit, attempt).await {
             Ok(Ok(time)) => Probed {
                 answered_us: Some(u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
-                error: String::new(),
+                ..Probed::default()
             },
-            Ok(Err(error)) => Probed { answered_us: None, error: format!("{error:#}") },
-            Err(_) => Probed { answered_us: None, error: String::new() },
+            Ok(Err(error)) => Probed { error: format!("{error:#}"), ..Probed::default() },
+            Err(_) => Probed::default(),
         };
-        (number, result)
+        (number, probe.count_in, id, result)
     });
     Ok(join_all(tries).await)
 }
 
-/// Makes the socket in the namespace of the current thread.
-fn open(probe: &Probe) -> Result<Socket> {
+/// Makes the socket in the namespace of the current thread, and says by which number its packets are known.
+fn open(probe: &Probe) -> Result<(u16, Socket)> {
     let family = if probe.target.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     if probe.port.is_some() {
         let fd = socket(family, SockType::Stream, flags, None).context("a TCP socket")?;
-        return Ok(Socket::Tcp(TcpStream::from(fd)));
+        // Connections of earlier probes may linger in TIME-WAIT; their other ends were elsewhere.
+        setsockopt(&fd, sockopt::ReuseAddr, &true).context("share a port")?;
+        let id = bind_number(&fd, probe)?;
+        return Ok((id, Socket::Tcp(TcpStream::from(fd))));
     }
     let protocol = if probe.target.is_ipv4() { SockProtocol::Icmp } else { SockProtocol::IcmpV6 };
     let fd = socket(family, SockType::Datagram, flags, protocol).context("a ping socket")?;
+    let id = bind_number(&fd, probe)?;
     let socket = UdpSocket::from(fd);
-    if let Some(source) = probe.source {
-        let source: SockaddrStorage = SocketAddr::new(source, 0).into();
-        bind(socket.as_raw_fd(), &source).context("bind to the source")?;
-    }
     socket.connect(SocketAddr::new(probe.target, 0)).context("connect")?;
-    Ok(Socket::Echo(socket))
+    Ok((id, Socket::Echo(socket)))
+}
+
+/// Binds to the probe's source, or to none, and to a number that nobody has.
+fn bind_number(socket: &OwnedFd, probe: &Probe) -> Result<u16> {
+    let any: IpAddr =
+        if probe.target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    for _ in 0..TRIES {
+        let id = next_id();
+        let source: SockaddrStorage = SocketAddr::new(probe.source.unwrap_or(any), id).into();
+        match bind(socket.as_raw_fd(), &source) {
+            Err(Errno::EADDRINUSE) => {}
+            bound => return bound.map(|()| id).context("bind to the source"),
+        }
+    }
+    anyhow::bail!("bind to the source: {TRIES} numbers in a row were in use")
 }
 
 async fn echo(socket: UdpSocket, probe: &Probe) -> Result<Duration> {
@@ -130,9 +183,6 @@ async fn echo(socket: UdpSocket, probe: &Probe) -> Result<Duration> {
 async fn connect(socket: TcpStream, probe: &Probe) -> Result<Duration> {
     let started = Instant::now();
     let socket = net::TcpSocket::from_std_stream(socket);
-    if let Some(source) = probe.source {
-        socket.bind(SocketAddr::new(source, 0)).context("bind to the source")?;
-    }
     let target = SocketAddr::new(probe.target, probe.port.unwrap_or_default());
     let stream = socket.connect(target).await.context("connect")?;
     // What cannot carry an octet is no connection: the greeting of the other side is the answer.

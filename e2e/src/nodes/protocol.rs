@@ -226,15 +226,22 @@ pub struct Probe {
     pub count: u16,
     /// Milliseconds until the attempt has failed.
     pub timeout_ms: u64,
+    /// Namespace in which the requests that arrive are counted: the target's.
+    #[serde(default)]
+    pub count_in: Option<String>,
 }
 
 /// What came of a [`Probe`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probed {
     /// Microseconds to the first answer; absent: there was none.
     pub answered_us: Option<u64>,
     /// The error of a probe that could not be sent, or the refusal that came back. Empty after silence.
     pub error: String,
+    /// Echo requests or TCP SYNs of this very probe that came in where they were to be counted, whatever their source
+    /// address was by then; absent: they were not counted.
+    #[serde(default)]
+    pub arrived: Option<u64>,
 }
 
 impl Probed {

@@ -8,12 +8,17 @@ use calico_vni_crds::keys::VNI;
 use ipnet::IpNet;
 
 use crate::{
-    leaf, look, step, wait,
+    leaf, look,
+    matrix::Way,
+    step, wait,
     world::{Matrix, PATIENCE, World},
 };
 
 /// Pool of tenant red.
 pub const RED: &str = "10.200.0.0/16";
+
+/// Tenant red's pool of IPv6.
+pub const RED_V6: &str = "fd00:200::/64";
 
 /// The Tenant that the controller makes for pool red's annotation.
 pub const RED_TENANT: &str = "vni-1001";
@@ -24,23 +29,30 @@ const PODS: u8 = 2;
 /// Plays it.
 pub async fn play(world: &mut World) -> Result<()> {
     world.put_pool("red", RED).await?;
+    world.put_pool("red-v6", RED_V6).await?;
     world.add_pods("default", None, PODS).await?;
     world.add_pods("red", Some("red"), PODS).await?;
 
-    shell("kubectl annotate ippool red calico-vni.io/vni=1001");
+    shell("kubectl annotate ippool red red-v6 calico-vni.io/vni=1001");
     let annotated = Instant::now();
-    print(&world.annotate_pool("red", VNI, "1001").await?);
-    world.blocks_at_leaf("red", 1001).await?;
-    step!(
-        "from annotation to type-5 routes of both nodes at the leaf: {:.1} s",
-        annotated.elapsed().as_secs_f64()
-    );
+    print(&world.annotate_pools(&["red", "red-v6"], VNI, "1001").await?);
+    for pool in ["red", "red-v6"] {
+        world.blocks_at_leaf(pool, 1001).await?;
+        step!(
+            "from annotation to type-5 routes of pool {pool} of both nodes at the leaf: {:.1} s",
+            annotated.elapsed().as_secs_f64()
+        );
+    }
 
-    shell("kubectl apply -f examples/tenant-blue.yaml -f examples/pool-blue.yaml");
-    print(&world.apply_file("examples/tenant-blue.yaml").await?);
-    print(&world.apply_file("examples/pool-blue.yaml").await?);
+    let files = ["examples/tenant-blue.yaml", "examples/pool-blue.yaml", "examples/pool-blue-v6.yaml"];
+    shell(&format!("kubectl apply -f {}", files.join(" -f ")));
+    for file in files {
+        print(&world.apply_file(file).await?);
+    }
     world.add_pods("blue", Some("blue"), PODS).await?;
-    world.blocks_at_leaf("blue", 1002).await?;
+    for pool in ["blue", "blue-v6"] {
+        world.blocks_at_leaf(pool, 1002).await?;
+    }
     for tenant in [RED_TENANT, "blue"] {
         world.programmed(tenant).await?;
     }
@@ -53,18 +65,18 @@ pub async fn play(world: &mut World) -> Result<()> {
     shell("vtysh -c 'show bgp l2vpn evpn route type prefix'        # on the leaf");
     print(&leaf::type5_text(world.lab.nodes()).await?);
 
-    let matrix = world.matrix(&world.places(&["red", "blue"])).await?;
+    let matrix = world.matrix(&world.places(&["red", "blue"]), &Way::ICMP).await?;
     println!(
-        "\nWho reaches whom (`ok`: an answer, as it must be; `.`: silence, as it must be):\n\n{}",
-        matrix.table
+        "\nWho reaches whom by ICMP, IPv4 and IPv6 (`ok`: an answer, as it must be; `.`: nothing arrives, as it must be):\n\n{}",
+        matrix.table(&Way::ICMP)
     );
     all_right(&matrix);
     Ok(())
 }
 
-/// Tries every cell among the default pods, these tenants' pods and external hosts, and the nodes.
+/// Tries every cell by ICMP among all pods, these tenants' external hosts, the nodes and the host outside.
 pub async fn all_cells(world: &World, tenants: &[&str]) -> Result<()> {
-    all_right(&world.matrix(&world.places(tenants)).await?);
+    all_right(&world.matrix(&world.places(tenants), &Way::ICMP).await?);
     Ok(())
 }
 
@@ -82,9 +94,10 @@ pub async fn route_at_leaf(world: &World, pool: IpNet, started: Instant) -> Resu
     Ok(())
 }
 
-fn all_right(matrix: &Matrix) {
-    let Matrix { open, closed, .. } = matrix;
-    step!("all {} cells are right: {open} answers, {closed} times silence", open + closed);
+/// Says so.
+pub fn all_right(matrix: &Matrix) {
+    let (open, closed) = (matrix.open(), matrix.closed());
+    step!("all {} cells are right: {open} answers, in {closed} nothing arrives", open + closed);
 }
 
 fn shell(command: &str) {

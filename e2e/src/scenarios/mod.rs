@@ -12,6 +12,7 @@ pub mod cleanup;
 pub mod controller_gone;
 pub mod demo;
 pub mod drift;
+pub mod matrix;
 pub mod second_tenant;
 pub mod withdraw;
 
@@ -28,7 +29,7 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which they can be played: the others stand on what the first one makes.
-pub const ALL: [Scenario; 7] = [
+pub const ALL: [Scenario; 8] = [
     Scenario {
         name: "demo",
         shows: "an annotated pool and a Tenant become VRFs; tenants reach their own and nobody else",
@@ -43,6 +44,11 @@ pub const ALL: [Scenario; 7] = [
         name: "second_tenant",
         shows: "a tenant that comes later resets nobody's session",
         play: |world| Box::pin(second_tenant::play(world)),
+    },
+    Scenario {
+        name: "matrix",
+        shows: "each kind of place to each, both families, ICMP and TCP: what is forbidden never arrives",
+        play: |world| Box::pin(matrix::play(world)),
     },
     Scenario {
         name: "bad_input",

@@ -3,12 +3,13 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use calico_vni_crds::keys::VNI;
 
 use super::demo::{all_cells, route_at_leaf};
 use crate::{look, step, world::World};
 
-/// Pool of tenant green.
-pub const GREEN: &str = "10.202.0.0/16";
+/// Pools of tenant green.
+pub const GREEN: [(&str, &str); 2] = [("green", "10.202.0.0/16"), ("green-v6", "fd00:202::/64")];
 
 /// Adds green and compares red's and blue's sessions before and after.
 pub async fn play(world: &mut World) -> Result<()> {
@@ -16,12 +17,7 @@ pub async fn play(world: &mut World) -> Result<()> {
     for vni in [1001, 1002] {
         before.push((vni, look::sessions(world, vni).await?));
     }
-    let spec =
-        serde_json::json!({ "cidr": GREEN, "vxlanMode": "Never", "ipipMode": "Never", "natOutgoing": false });
-    world.apply(&world.manifest("IPPool", "green", &spec)).await?;
-    world.kubectl(&["annotate", &world.resource("ippools"), "green", "calico-vni.io/vni=1003"]).await?;
-    world.add_pods("green", Some("green"), 1).await?;
-    route_at_leaf(world, GREEN.parse()?, started).await?;
+    add_green(world, started).await?;
     let elapsed = u64::try_from(started.elapsed().as_millis())?;
     for (vni, before) in before {
         let after = look::sessions(world, vni).await?;
@@ -46,6 +42,22 @@ pub async fn play(world: &mut World) -> Result<()> {
         }
     }
     all_cells(world, &["red", "blue", "green"]).await
+}
+
+/// Makes tenant green with a pod on every node, unless it is there, and waits for its routes at the leaf.
+pub async fn add_green(world: &mut World, started: Instant) -> Result<()> {
+    if world.tenant("vni-1003").await.is_ok() {
+        return Ok(());
+    }
+    for (name, cidr) in GREEN {
+        world.put_pool(name, cidr).await?;
+    }
+    world.annotate_pools(&GREEN.map(|(name, _)| name), VNI, "1003").await?;
+    world.add_pods("green", Some("green"), 1).await?;
+    for (_, cidr) in GREEN {
+        route_at_leaf(world, cidr.parse()?, started).await?;
+    }
+    Ok(())
 }
 
 #[allow(clippy::cast_precision_loss)]

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::demo::{RED, RED_TENANT, all_cells, route_at_leaf};
+use super::demo::{RED, RED_TENANT, RED_V6, all_cells, route_at_leaf};
 use crate::{look, step, wait, world::World};
 
 /// How long everything may take to go.
@@ -18,7 +18,7 @@ pub async fn play(world: &mut World) -> Result<()> {
     let before = look::traces(world, RED_TENANT, 1001, RED.parse()?).await?;
     ensure!(look::which(&before, false).is_empty(), "not there before: {:?}", look::which(&before, false));
 
-    world.kubectl(&["annotate", &pools, "red", "calico-vni.io/vni-"]).await?;
+    world.kubectl(&["annotate", &pools, "red", "red-v6", "calico-vni.io/vni-"]).await?;
     let took = Instant::now();
     wait::until("every trace of red to be gone", GONE, async || {
         let traces = look::traces(world, RED_TENANT, 1001, RED.parse()?).await?;
@@ -29,8 +29,10 @@ pub async fn play(world: &mut World) -> Result<()> {
     step!("all {} traces of red gone after {:.1} s", before.len(), took.elapsed().as_secs_f64());
 
     let again = Instant::now();
-    world.kubectl(&["annotate", &pools, "red", "calico-vni.io/vni=1001"]).await?;
-    route_at_leaf(world, RED.parse()?, again).await?;
+    world.kubectl(&["annotate", &pools, "red", "red-v6", "calico-vni.io/vni=1001"]).await?;
+    for pool in [RED, RED_V6] {
+        route_at_leaf(world, pool.parse()?, again).await?;
+    }
     let now = link_index(world).await?;
     ensure!(now == index, "link index was {index} and is {now}");
     step!("red is back with link index {now}");

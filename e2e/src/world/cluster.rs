@@ -30,10 +30,11 @@ impl World {
         pools.get(name).await.with_context(|| format!("pool {name}"))
     }
 
-    /// Sets an annotation of a pool, as a person would; returns what kubectl prints.
-    pub async fn annotate_pool(&self, pool: &str, key: &str, value: &str) -> Result<String> {
+    /// Sets an annotation of pools, as a person would; returns what kubectl prints.
+    pub async fn annotate_pools(&self, pools: &[&str], key: &str, value: &str) -> Result<String> {
         let change = format!("{key}={value}");
-        self.kubectl(&["annotate", "--overwrite", &self.resource("ippools"), pool, &change]).await
+        let kind = self.resource("ippools");
+        self.kubectl(&[&["annotate", "--overwrite", &kind], pools, &[change.as_str()]].concat()).await
     }
 
     /// Blocks of a pool with their nodes.

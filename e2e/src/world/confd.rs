@@ -63,12 +63,15 @@ impl World {
             ..Command::default()
         };
         nodes.spawn(&format!("{name}-confd"), command).await?;
-        let bird_file = format!("{dir}/bird.cfg");
-        wait::until(&format!("confd's first file on {name}"), Duration::from_mins(2), async || {
-            let text = nodes.read(&bird_file).await?;
-            text.contains("protocol").then_some(()).context("it holds no protocol")
-        })
-        .await?;
-        start_bird(nodes, name, Family::V4, &bird_file).await
+        for family in Family::ALL {
+            let file = format!("{dir}/{}.cfg", family.daemon());
+            wait::until(&format!("confd's first {file} on {name}"), Duration::from_mins(2), async || {
+                let text = nodes.read(&file).await?;
+                text.contains("protocol").then_some(()).context("it holds no protocol")
+            })
+            .await?;
+            start_bird(nodes, name, family, &file).await?;
+        }
+        Ok(())
     }
 }

@@ -7,7 +7,7 @@ use kube::Api;
 use super::{PATIENCE, World};
 use crate::{
     leaf,
-    matrix::{self, Cell, Place},
+    matrix::{self, Cell, Place, Way},
     nodes::protocol::Probed,
     wait,
 };
@@ -58,33 +58,58 @@ impl World {
         self.lab.nodes().probe(cells.iter().map(|c| matrix::probe(c, places)).collect()).await
     }
 
-    /// Waits until everybody reaches whom they have to, then tries every cell once, also those that must stay silent.
-    /// Returns the table; one wrong cell is an error that shows it.
-    pub async fn matrix(&self, places: &[Place]) -> Result<Matrix> {
-        let cells = matrix::cells(places);
-        let open: Vec<Cell> = cells.iter().filter(|c| c.reach).cloned().collect();
+    /// Waits until everybody reaches whom they have to, then tries every cell once, also those that must stay closed.
+    /// One wrong cell is an error that shows the table.
+    pub async fn matrix(&self, places: &[Place], ways: &[Way]) -> Result<Matrix> {
+        let cells = matrix::cells(places, ways);
+        let open: Vec<Cell> = cells.iter().filter(|c| c.reach).copied().collect();
         wait::until("everybody to reach whom they have to", PATIENCE, async || {
             let verdict = matrix::judge(places, &open, &self.probe(places, &open).await?);
             ensure!(verdict.wrong.is_empty(), "{}", verdict.wrong.join("; "));
             Ok(())
         })
         .await?;
-        let results = self.probe(places, &cells).await?;
+        let mut results = Vec::new();
+        // Way by way: all probes at once would be more than an emulated machine can carry in time.
+        for way in ways {
+            let of_way: Vec<Cell> = cells.iter().filter(|c| c.way == *way).copied().collect();
+            results.extend(self.probe(places, &of_way).await?);
+        }
         let verdict = matrix::judge(places, &cells, &results);
-        let table = matrix::table(places, &cells, &results);
-        ensure!(verdict.wrong.is_empty(), "the matrix is wrong: {}\n{table}", verdict.wrong.join("; "));
-        let closed = cells.len() - open.len();
-        Ok(Matrix { table, open: open.len(), closed })
+        let matrix = Matrix { places: places.to_vec(), cells, results };
+        ensure!(
+            verdict.wrong.is_empty(),
+            "the matrix is wrong: {}\n{}",
+            verdict.wrong.join("; "),
+            matrix.table(ways)
+        );
+        Ok(matrix)
     }
 }
 
 /// A matrix in which every cell is right.
 #[derive(Clone, Debug)]
 pub struct Matrix {
-    /// The table.
-    pub table: String,
+    places: Vec<Place>,
+    cells: Vec<Cell>,
+    results: Vec<Probed>,
+}
+
+impl Matrix {
+    /// The table of these ways.
+    pub fn table(&self, ways: &[Way]) -> String {
+        let chosen = self.cells.iter().zip(&self.results).filter(|(cell, _)| ways.contains(&cell.way));
+        let (cells, results): (Vec<Cell>, Vec<Probed>) = chosen.map(|(c, r)| (*c, r.clone())).unzip();
+        matrix::table(&self.places, &cells, &results)
+    }
+
     /// Cells that answer.
-    pub open: usize,
-    /// Cells that do not.
-    pub closed: usize,
+    pub fn open(&self) -> usize {
+        self.cells.iter().filter(|cell| cell.reach).count()
+    }
+
+    /// Cells in which nothing arrives.
+    pub fn closed(&self) -> usize {
+        self.cells.len() - self.open()
+    }
 }
