@@ -450,8 +450,9 @@ pub fn selector(schema: &mut Schema) {
     properties["matchLabels"]["x-kubernetes-validations"] = json!([Check::new(
         format!("self.all(k, k.matches('{key}') && self[k].matches('{value}'))"),
         "keys and values as labels can have them, such as rack: a",
-        "can be no label; write it as in metadata.labels of a Node or Namespace, such as rack: a",
+        "%s can be no label; write it as in metadata.labels of a Node or Namespace, such as rack: a",
     )
+    .with(["self"])
     .json()]);
     let expressions = &mut properties["matchExpressions"];
     expressions["maxItems"] = 32.into();
