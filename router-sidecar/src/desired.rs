@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     guard::Ruleset,
-    rules,
+    rules::Steering,
     state::{Address, Kind, LOOPBACK, Link, Mac, NetState, Port, Route, Target, Uplink},
 };
 
@@ -58,9 +58,11 @@ pub struct Desired {
     pub host: NetState,
     /// The router's namespace.
     pub router: NetState,
+    /// Whose packets go into which table, in the host's namespace.
+    pub steering: Steering,
     /// Interfaces that belong in the router's namespace.
     pub uplinks: Vec<String>,
-    /// What FRR is to carry, and whose a rule is.
+    /// What FRR is to carry.
     pub config: NodeConfig,
 }
 
@@ -70,6 +72,7 @@ pub fn desired(config: &NodeConfig, guard: Option<&Guard>, uplinks: &BTreeMap<St
         guard: guard.map_or(GuardWanted::AsItIs, |guard| GuardWanted::Is(Ruleset::new(guard, config))),
         host: NetState::default(),
         router: NetState::default(),
+        steering: Steering::default(),
         uplinks: Vec::new(),
         config: config.clone(),
     };
@@ -81,7 +84,7 @@ pub fn desired(config: &NodeConfig, guard: Option<&Guard>, uplinks: &BTreeMap<St
             router_tenant(&mut desired.router, underlay, tenant, mtu);
             host_tenant(&mut desired.host, underlay, tenant, mtu);
         }
-        desired.host.rules = rules::layout(&config.tenants);
+        desired.steering = Steering::new(&config.tenants);
     }
     desired
 }
@@ -92,6 +95,7 @@ pub fn nothing(node: &str) -> Desired {
         guard: GuardWanted::Absent,
         host: NetState::default(),
         router: NetState::default(),
+        steering: Steering::default(),
         uplinks: Vec::new(),
         config: NodeConfig { node: node.to_owned(), underlay: None, tenants: Vec::new() },
     }

@@ -1,7 +1,8 @@
 //! Wanted against observed, as an ordered list of changes. Pure.
 //!
 //! The order is that of a new tenant: the guard before everything, FRR's configuration before the kernel's devices,
-//! the host's rules last of all. What goes, goes the other way round and first. Only what carries our mark is ever
+//! the host's rules last of all. What goes, goes the other way round and first; but the rules change once, from the old
+//! to the new, and the last resorts of a table outlive them. Only what carries our mark is ever
 //! deleted: our names with our kinds of device, our routing protocol, our table of the guard.
 
 use std::collections::BTreeSet;
@@ -12,6 +13,7 @@ use crate::{
     desired::{Desired, GuardWanted},
     observe::Observed,
     op::Op,
+    rules::change::changes,
     state::{Address, Kind, LOOPBACK, Link, LinkChange, NetState, Space, Target, vni_of_link},
 };
 
@@ -21,8 +23,11 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Op> {
     guard(&mut ops, desired, observed);
 
     let gone = Gone::new(desired, observed);
-    ops.extend(observed.host.rules.difference(&desired.host.rules).cloned().map(Op::RuleDelete));
-    routes_away(&mut ops, Space::Host, &desired.host, &observed.host, &gone);
+    let (last_resorts, routes): (Vec<_>, Vec<_>) =
+        routes_away(Space::Host, &desired.host, &observed.host, &gone)
+            .into_iter()
+            .partition(|op| matches!(op, Op::RouteDelete(_, route) if route.target == Target::Unreachable));
+    ops.extend(routes);
     addresses_away(&mut ops, Space::Host, &desired.host, &observed.host, &gone);
     ops.extend(gone.host.iter().map(|name| Op::LinkDelete(Space::Host, name.clone())));
 
@@ -39,19 +44,19 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Op> {
         }
     }
     // The last resorts outlive the devices: a VRF without one passes what it does not know on to the underlay.
-    routes_away(&mut ops, Space::Router, &desired.router, &observed.router, &gone);
+    ops.extend(routes_away(Space::Router, &desired.router, &observed.router, &gone));
     uplinks(&mut ops, desired, observed);
 
     let common = |name: &str| vni_of_link(Space::Router, name).is_none();
-    sysctls(&mut ops, Space::Router, &desired.router, &observed.router, |op| {
-        op.vni(&desired.config).is_none()
-    });
+    sysctls(&mut ops, Space::Router, &desired.router, &observed.router, |op| op.vni().is_none());
     links(&mut ops, Space::Router, desired, observed, &gone, &common);
     links(&mut ops, Space::Router, desired, observed, &gone, &|name| !common(name));
     arrive(&mut ops, Space::Router, desired, observed, &gone);
     links(&mut ops, Space::Host, desired, observed, &gone, &|_| true);
     arrive(&mut ops, Space::Host, desired, observed, &gone);
-    ops.extend(desired.host.rules.difference(&observed.host.rules).cloned().map(Op::RuleAdd));
+    ops.extend(changes(&desired.steering, &observed.host.rules).into_iter().map(Box::new).map(Op::Rules));
+    // Only now does no rule lead into these tables any more.
+    ops.extend(last_resorts);
     if desired.guard == GuardWanted::Absent && observed.guard.present {
         ops.push(Op::GuardDelete);
     }
@@ -126,12 +131,12 @@ fn device_of(target: &Target) -> Option<&String> {
     }
 }
 
-fn routes_away(ops: &mut Vec<Op>, space: Space, desired: &NetState, observed: &NetState, gone: &Gone) {
+fn routes_away(space: Space, desired: &NetState, observed: &NetState, gone: &Gone) -> Vec<Op> {
     let stale = observed.routes.difference(&desired.routes).cloned();
     // Those by a device that goes are gone with it; deleted before it all the same, while they can be named.
     let lost = |target: &Target| device_of(target).is_some_and(|dev| gone.of(space).contains(dev));
     let with_device = observed.routes.intersection(&desired.routes).filter(|r| lost(&r.target)).cloned();
-    ops.extend(stale.chain(with_device).map(|route| Op::RouteDelete(space, route)));
+    stale.chain(with_device).map(|route| Op::RouteDelete(space, route)).collect()
 }
 
 fn addresses_away(ops: &mut Vec<Op>, space: Space, desired: &NetState, observed: &NetState, gone: &Gone) {
@@ -242,7 +247,7 @@ fn arrive(ops: &mut Vec<Op>, space: Space, desired: &Desired, observed: &Observe
     seen.addresses.retain(|address: &Address| !gone.contains(&address.dev));
     seen.routes.retain(|route| !device_of(&route.target).is_some_and(|dev| gone.contains(dev)));
 
-    let already = |op: &Op| space == Space::Router && op.vni(&desired.config).is_none();
+    let already = |op: &Op| space == Space::Router && op.vni().is_none();
     sysctls(ops, space, wanted, &seen, |op| !already(op));
     // Before all that can fail: without its last resort a table passes on what it does not know.
     let (last_resorts, routes): (Vec<_>, Vec<_>) = wanted

@@ -5,7 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use calico_vni_proto::{model::NodeConfig, names};
 use tracing::{error, info};
 
-use crate::{frr_port::Frr, node::Platform, op::Op};
+use crate::{
+    frr_port::Frr,
+    node::Platform,
+    op::Op,
+    state::{Space, Target},
+};
 
 /// How a round of changes went.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,7 +41,8 @@ impl std::fmt::Display for Failure {
 /// Makes these changes in their order, without those that `wait` says are to be left for later.
 ///
 /// What comes after a failed change of the same tenant is left out, except what only takes away. A guard that cannot
-/// be loaded stops everything that adds: no route of a tenant stands without its guard.
+/// be loaded stops everything that adds: no route of a tenant stands without its guard. Where rules were not changed
+/// they may lead into a table that nobody wants any more; it keeps its last resort.
 pub async fn execute(
     ops: &[Op],
     config: &NodeConfig,
@@ -44,10 +50,17 @@ pub async fn execute(
     frr: &impl Frr,
     wait: impl Fn(&Op) -> bool,
 ) -> Outcome {
-    let mut run = Run { config, outcome: Outcome::default(), unguarded: false, stopped: BTreeSet::new() };
+    let mut run = Run {
+        config,
+        outcome: Outcome::default(),
+        unguarded: false,
+        rules_stand: false,
+        stopped: BTreeSet::new(),
+    };
     let mut ops = ops.iter().peekable();
     while let Some(op) = ops.next() {
         if run.leaves_out(op) {
+            run.rules_stand |= matches!(op, Op::Rules(_));
             continue;
         }
         if wait(op) {
@@ -82,6 +95,8 @@ struct Run<'a> {
     config: &'a NodeConfig,
     outcome: Outcome,
     unguarded: bool,
+    /// Rules that were to go may still be there.
+    rules_stand: bool,
     stopped: BTreeSet<u32>,
 }
 
@@ -93,26 +108,29 @@ impl Run<'_> {
 
     fn leaves_out(&self, op: &Op) -> bool {
         if takes_away(op) {
-            return false;
+            return self.rules_stand && is_last_resort(op);
         }
-        self.unguarded || op.vni(self.config).is_some_and(|vni| self.stopped.contains(&vni))
+        self.unguarded || op.vni().is_some_and(|vni| self.stopped.contains(&vni))
     }
 
     /// Nothing more of what this change belongs to.
     fn stop(&mut self, op: &Op) {
-        match op.vni(self.config) {
+        match op.vni() {
             // FRR is told before the kernel's devices come, but devices without FRR harm nobody: a router that starts
             // reads what the kernel has.
             _ if matches!(op, Op::Frr(_)) => {}
             Some(vni) => {
                 self.stopped.insert(vni);
             }
-            None => self.unguarded |= matches!(op, Op::GuardLoad(_)),
+            None => {
+                self.unguarded |= matches!(op, Op::GuardLoad(_));
+                self.rules_stand |= matches!(op, Op::Rules(_));
+            }
         }
     }
 
     fn note(&mut self, op: &Op, result: Result<(), String>) {
-        let vni = op.vni(self.config);
+        let vni = op.vni();
         match result {
             Ok(()) => {
                 info!(
@@ -148,16 +166,19 @@ impl Run<'_> {
     }
 }
 
+fn is_last_resort(op: &Op) -> bool {
+    matches!(op, Op::RouteDelete(Space::Host, route) if route.target == Target::Unreachable)
+}
+
 fn takes_away(op: &Op) -> bool {
     match op {
         Op::GuardDelete
-        | Op::RuleDelete(_)
         | Op::RouteDelete(..)
         | Op::AddressDelete(..)
         | Op::LinkDelete(..)
         | Op::UplinkReturn(_) => true,
         Op::GuardLoad(_)
-        | Op::RuleAdd(_)
+        | Op::Rules(_)
         | Op::RouteAdd(..)
         | Op::AddressAdd(..)
         | Op::LinkAdd(..)

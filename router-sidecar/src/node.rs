@@ -24,6 +24,7 @@ use crate::{
     netns::{Netns, NetnsError},
     observe::{GuardSeen, Observed, Uplinks},
     op::Op,
+    rules::change::Step,
     state::{NetState, Space, Uplink},
     sysctl::{self, SysctlError},
     uplink::{RecordError, Records, before_the_move},
@@ -35,6 +36,14 @@ pub enum NodeError {
     /// Netlink.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// A rule.
+    #[error("{step}: {source}")]
+    Rule {
+        /// What was to be done.
+        step: Step,
+        /// Why it was not.
+        source: NetlinkError,
+    },
     /// A namespace.
     #[error(transparent)]
     Netns(#[from] NetnsError),
@@ -257,8 +266,15 @@ impl Platform for Node {
                 self.remember_loaded(&listing).await;
             }
             Op::GuardDelete => nft::delete(self.host.netns()).await?,
-            Op::RuleAdd(rule) => write::rule_add(&self.host, rule).await?,
-            Op::RuleDelete(rule) => write::rule_delete(&self.host, rule).await?,
+            Op::Rules(change) => {
+                for step in &change.steps {
+                    let made = match step {
+                        Step::Add(rule) => write::rule_add(&self.host, rule).await,
+                        Step::Delete(rule) => write::rule_delete(&self.host, rule).await,
+                    };
+                    made.map_err(|source| NodeError::Rule { step: step.clone(), source })?;
+                }
+            }
             Op::RouteAdd(space, route) => write::route_add(self.client(*space), route).await?,
             Op::RouteDelete(space, route) => write::route_delete(self.client(*space), route).await?,
             Op::AddressAdd(space, address) => write::address_add(self.client(*space), address, true).await?,

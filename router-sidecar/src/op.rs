@@ -2,12 +2,13 @@
 
 use std::fmt;
 
-use calico_vni_proto::{model::NodeConfig, names};
+use calico_vni_proto::names;
 
 use crate::{
-    frr_port::Change,
+    frr_port,
     guard::Ruleset,
-    state::{Action, Address, Kind, Link, LinkChange, Route, Rule, Space, vni_of_link, vni_of_table},
+    rules::change::Change,
+    state::{Address, Kind, Link, LinkChange, Route, Space, vni_of_link, vni_of_table},
 };
 
 /// One change.
@@ -17,10 +18,8 @@ pub enum Op {
     GuardLoad(Box<Ruleset>),
     /// Deletes the guard.
     GuardDelete,
-    /// Adds a policy rule in the host's namespace.
-    RuleAdd(Rule),
-    /// Deletes a policy rule in the host's namespace.
-    RuleDelete(Rule),
+    /// Changes the policy rules of one family in the host's namespace.
+    Rules(Box<Change>),
     /// Adds a route.
     RouteAdd(Space, Route),
     /// Deletes a route.
@@ -49,15 +48,19 @@ pub enum Op {
     /// Moves an interface back, as it was recorded.
     UplinkReturn(String),
     /// Changes FRR's configuration.
-    Frr(Change),
+    Frr(frr_port::Change),
 }
 
 impl Op {
     /// The tenant that fails alone when this fails; `None`: it is for all of the node.
-    pub fn vni(&self, config: &NodeConfig) -> Option<u32> {
+    pub fn vni(&self) -> Option<u32> {
         match self {
-            Self::GuardLoad(_) | Self::GuardDelete | Self::UplinkTake(_) | Self::UplinkReturn(_) => None,
-            Self::RuleAdd(rule) | Self::RuleDelete(rule) => vni_of_rule(rule, config),
+            // Rules of all tenants lie in one trie.
+            Self::GuardLoad(_)
+            | Self::GuardDelete
+            | Self::Rules(_)
+            | Self::UplinkTake(_)
+            | Self::UplinkReturn(_) => None,
             Self::RouteAdd(_, route) | Self::RouteDelete(_, route) => vni_of_table(route.table),
             Self::AddressAdd(space, address) | Self::AddressDelete(space, address) => {
                 vni_of_link(*space, &address.dev)
@@ -72,20 +75,10 @@ impl Op {
         }
     }
 
-    /// The first line of what it says: FRR's changes list all lines that they write.
+    /// The first line of what it says: changes of FRR and of the rules list all that they write.
     pub fn headline(&self) -> String {
         self.to_string().lines().next().unwrap_or_default().to_owned()
     }
-}
-
-fn vni_of_rule(rule: &Rule, config: &NodeConfig) -> Option<u32> {
-    if let Action::Lookup { table, .. } = rule.action
-        && let Some(vni) = vni_of_table(table)
-    {
-        return Some(vni);
-    }
-    let from = rule.from.as_ref()?;
-    config.tenants.iter().find(|t| t.pools.iter().any(|p| p.cidr.contains(from))).map(|t| t.vni)
 }
 
 impl fmt::Display for Op {
@@ -93,8 +86,7 @@ impl fmt::Display for Op {
         match self {
             Self::GuardLoad(ruleset) => write!(f, "host: guard load ({ruleset})"),
             Self::GuardDelete => write!(f, "host: guard delete"),
-            Self::RuleAdd(rule) => write!(f, "host: rule add {rule}"),
-            Self::RuleDelete(rule) => write!(f, "host: rule del {rule}"),
+            Self::Rules(change) => write!(f, "host: {change}"),
             Self::RouteAdd(space, route) => write!(f, "{space}: route add {route}"),
             Self::RouteDelete(space, route) => write!(f, "{space}: route del {route}"),
             Self::AddressAdd(space, address) => write!(f, "{space}: address add {address}"),

@@ -120,8 +120,8 @@ struct Reasons {
 
 impl Reasons {
     /// Forgets those for whom nothing is missing, and takes what failed in this round.
-    fn update(&mut self, config: &NodeConfig, left: &[Op], outcome: &Outcome) {
-        let owners: BTreeSet<Option<u32>> = left.iter().map(|op| op.vni(config)).collect();
+    fn update(&mut self, left: &[Op], outcome: &Outcome) {
+        let owners: BTreeSet<Option<u32>> = left.iter().map(|op| op.vni()).collect();
         self.tenants.retain(|vni, _| owners.contains(&Some(*vni)));
         self.node.take_if(|_| !owners.contains(&None));
         for (vni, failure) in &outcome.tenants {
@@ -137,13 +137,14 @@ impl Reasons {
 
 /// How the tenants stand after a round: those for which something is still missing have an error. What failed is named
 /// before what is only missing, since it may be why.
-fn judge(config: &NodeConfig, observed: &Observed, left: &[Op], reasons: &Reasons) -> Vec<TenantReport> {
+fn judge(desired: &Desired, observed: &Observed, left: &[Op], reasons: &Reasons) -> Vec<TenantReport> {
     let missing = |vni: Option<u32>| {
-        left.iter().find(|op| op.vni(config) == vni).map(|op| format!("{}: not done yet", op.headline()))
+        left.iter().find(|op| op.vni() == vni).map(|op| format!("{}: not done yet", op.headline()))
     };
     let of_node = reasons.node.clone().or_else(|| observed.frr_error.clone());
     let node_missing = missing(None);
-    config
+    desired
+        .config
         .tenants
         .iter()
         .map(|tenant| TenantReport {
@@ -152,7 +153,8 @@ fn judge(config: &NodeConfig, observed: &Observed, left: &[Op], reasons: &Reason
             error: (reasons.tenants.get(&tenant.vni).cloned())
                 .or_else(|| of_node.clone())
                 .or_else(|| missing(Some(tenant.vni)))
-                .or_else(|| node_missing.clone()),
+                .or_else(|| node_missing.clone())
+                .or_else(|| desired.steering.refused.get(&tenant.vni).cloned()),
         })
         .collect()
 }
@@ -249,9 +251,8 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
         let Some(look) = look(told, &self.platform, &self.frr).await? else { return Ok(vec![]) };
         let waits = |op: &Op| self.backoff.waits(&op.to_string(), now);
         let (look, outcome) = settle(look, &self.platform, &self.frr, waits).await?;
-        let config = &look.desired.config;
-        self.reasons.update(config, &look.ops, &outcome);
-        let tenants = judge(config, &look.observed, &look.ops, &self.reasons);
+        self.reasons.update(&look.ops, &outcome);
+        let tenants = judge(&look.desired, &look.observed, &look.ops, &self.reasons);
         self.backoff.settle(look.ops.iter().map(ToString::to_string), now);
         debug!(left = look.ops.len(), "round done");
         Ok(tenants)

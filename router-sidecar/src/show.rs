@@ -4,7 +4,12 @@ use std::fmt::Write as _;
 
 use calico_vni_proto::{model::NodeConfig, names};
 
-use crate::{last_good::Told, op::Op, reconcile::Look};
+use crate::{
+    last_good::Told,
+    op::Op,
+    reconcile::Look,
+    state::{Action, Rule},
+};
 
 /// What to print, and whether the node is as it is wanted.
 pub fn show(node: &str, told: &Told, look: Option<&Look>) -> (String, bool) {
@@ -19,7 +24,7 @@ pub fn show(node: &str, told: &Told, look: Option<&Look>) -> (String, bool) {
         return (out, false);
     };
     let config = &look.desired.config;
-    let of = |vni: Option<u32>| look.ops.iter().filter(|op| op.vni(config) == vni).collect::<Vec<_>>();
+    let of = |vni: Option<u32>| look.ops.iter().filter(|op| op.vni() == vni).collect::<Vec<_>>();
     if let Some(error) = &look.observed.frr_error {
         line(format!("FRR        UNKNOWN   {error}"));
     }
@@ -109,7 +114,6 @@ fn counts(look: &Look, vni: u32) -> Counts {
         };
         [(Space::Host, host), (Space::Router, router)]
     };
-    let config = &look.desired.config;
     let sum = |wanted: bool, count: &dyn Fn(Space, &NetState) -> usize| {
         spaces(wanted).into_iter().map(|(space, state)| count(space, state)).sum::<usize>()
     };
@@ -133,21 +137,19 @@ fn counts(look: &Look, vni: u32) -> Counts {
                 state.routes.iter().filter(|route| vni_of_table(route.table) == Some(vni)).count()
             }),
         ),
-        (
-            "rules",
-            both(&|_, state| {
-                state
-                    .rules
-                    .iter()
-                    .filter(|rule| Op::RuleAdd((*rule).clone()).vni(config) == Some(vni))
-                    .count()
-            }),
-        ),
+        ("rules", rules_into(look, names::table(vni))),
     ]
+}
+
+/// Of the rules that lead into a table, how many are wanted and how many stand.
+fn rules_into(look: &Look, into: u32) -> (usize, usize) {
+    let wanted = look.desired.steering.pools.values().filter(|table| **table == into).count();
+    let leads = |rule: &&Rule| matches!(rule.action, Action::Lookup { table, .. } if table == into);
+    (wanted, look.observed.host.rules.iter().filter(leads).count())
 }
 
 /// Changes that are for tenants which the node no longer carries.
 fn strangers<'a>(config: &NodeConfig, ops: &'a [Op]) -> Vec<&'a Op> {
     let known = |vni: u32| config.tenants.iter().any(|tenant| tenant.vni == vni);
-    ops.iter().filter(|op| op.vni(config).is_some_and(|vni| !known(vni))).collect()
+    ops.iter().filter(|op| op.vni().is_some_and(|vni| !known(vni))).collect()
 }

@@ -261,7 +261,10 @@ pub enum Action {
     },
     /// Goes on at another preference.
     Goto(u32),
-    /// Something that we never make; kept so that it can be named when it is deleted.
+    /// Goes on at the next rule.
+    Nop,
+    /// Something that we never make, or for packets that we never ask for; kept so that it can be named when it is
+    /// deleted.
     Other(u8),
 }
 
@@ -303,6 +306,7 @@ impl fmt::Display for Rule {
                 Ok(())
             }
             Action::Goto(pref) => write!(f, "goto {pref}"),
+            Action::Nop => f.write_str("nop"),
             Action::Other(action) => write!(f, "action {action}"),
         }
     }
@@ -325,8 +329,9 @@ pub struct NetState {
     pub marked: BTreeSet<Address>,
     /// Ours alone.
     pub routes: BTreeSet<Route>,
-    /// Ours alone.
-    pub rules: BTreeSet<Rule>,
+    /// Ours alone, in the order in which the kernel walks them. What is wanted of them depends on what stands
+    /// ([`crate::rules::change`]) and is not told here.
+    pub rules: Vec<Rule>,
     /// Kernel switches by their path below `/proc/sys`, as `net/ipv4/ip_forward`. Observed: those asked for.
     pub sysctls: BTreeMap<String, String>,
 }

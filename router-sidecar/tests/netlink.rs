@@ -182,7 +182,7 @@ async fn tenants_come_drift_and_go_and_the_uplink_is_given_back() {
     let rules = spaces.ip(0, "rule show");
     assert!(
         rules.contains(
-            "20000:\tfrom 10.200.0.0/16 to 10.200.0.0/16 lookup main suppress_prefixlength 31 proto 118"
+            "26000:\tfrom 10.200.0.0/16 to 10.200.0.0/16 lookup main suppress_prefixlength 31 proto 118"
         ),
         "{rules}"
     );
@@ -218,7 +218,9 @@ async fn tenants_come_drift_and_go_and_the_uplink_is_given_back() {
     assert_eq!(missing(&spaces.node(), &desired).await, Vec::<String>::new());
 
     for (space, drift) in [
-        (0, "rule del pref 20001 from 10.200.0.0/16"),
+        (0, "rule del from 10.200.0.0/16 lookup 1000001001"),
+        (0, "rule del goto 26000"),
+        (0, "-6 rule flush proto 118"),
         (0, "route del default table 1000001001 via 169.254.192.3 dev cv1001"),
         (0, "link del cv1002"),
         (1, "addr del 10.255.0.7/32 dev lo"),
@@ -249,7 +251,7 @@ async fn tenants_come_drift_and_go_and_the_uplink_is_given_back() {
     fewer.tenants.remove(0);
     let ops = diff(&wanted(&node, &fewer).await, &node.observe(&desired).await.unwrap());
     assert!(
-        ops.iter().all(|op| matches!(op.vni(&config), Some(1001)) || matches!(op, Op::GuardLoad(_))),
+        ops.iter().all(|op| matches!(op.vni(), Some(1001)) || matches!(op, Op::GuardLoad(_) | Op::Rules(_))),
         "{ops:?}"
     );
     bring_about(&node, &wanted(&node, &fewer).await).await;
@@ -337,6 +339,7 @@ async fn the_kernel_tells_of_changes_that_concern_us() {
     let mut told = BTreeMap::new();
     for (what, command) in [
         ("rule", "rule add pref 20000 from 10.1.0.0/16 lookup 7 proto 118"),
+        ("IPv6 rule", "-6 rule add pref 20000 from fd00:1::/64 lookup 7 proto 118"),
         ("address", "addr add 10.1.1.1/32 dev lo"),
         ("route", "route add throw 10.1.0.0/16 table 7 proto 118"),
     ] {
@@ -344,7 +347,7 @@ async fn the_kernel_tells_of_changes_that_concern_us() {
         spaces.ip(0, command);
         told.insert(what, timeout(Duration::from_secs(5), changed.recv()).await.is_ok());
     }
-    assert_eq!(told, BTreeMap::from([("address", true), ("route", true), ("rule", true)]));
+    assert_eq!(told, BTreeMap::from([("IPv6 rule", true), ("address", true), ("route", true), ("rule", true)]));
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ pub async fn play(world: &mut World) -> Result<()> {
         .await?;
     nodes.run(host, &["ip", "route", "add", "198.51.100.0/24", "dev", "eth0", "table", "777"]).await?;
     let breakages: [(&str, &str, &[&str]); 6] = [
-        ("policy rules flushed", host, &["ip", "rule", "flush", "pref", "20001"]),
+        ("policy rules flushed", host, &["ip", "rule", "flush", "protocol", "118"]),
         ("tenant's routes flushed", host, &["ip", "route", "flush", "table", "1000001001"]),
         ("link set down", host, &["ip", "link", "set", "cv1001", "down"]),
         ("link deleted", host, &["ip", "link", "del", "cv1001"]),

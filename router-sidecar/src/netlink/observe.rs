@@ -18,7 +18,7 @@ use rtnetlink::{
             InfoVrf, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
         },
         route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteType},
-        rule::{RuleAction, RuleAttribute, RuleMessage},
+        rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
     },
 };
 
@@ -338,6 +338,7 @@ fn rule(message: &RuleMessage) -> Option<Rule> {
     let header = &message.header;
     let (mut pref, mut table, mut suppress, mut goto) = (0, u32::from(header.table), None, None);
     let (mut from, mut to, mut ours) = (None, None, false);
+    let mut narrowed = header.tos != 0 || header.flags.contains(RuleFlags::Invert);
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(priority) => pref = *priority,
@@ -348,12 +349,25 @@ fn rule(message: &RuleMessage) -> Option<Rule> {
             RuleAttribute::Source(ip) => from = IpNet::new(*ip, header.src_len).ok(),
             RuleAttribute::Destination(ip) => to = IpNet::new(*ip, header.dst_len).ok(),
             RuleAttribute::Protocol(protocol) => ours = *protocol == RouteProtocol::from(names::PROTOCOL),
+            // Ours look at addresses alone.
+            RuleAttribute::Iifname(_)
+            | RuleAttribute::Oifname(_)
+            | RuleAttribute::FwMark(_)
+            | RuleAttribute::FwMask(_)
+            | RuleAttribute::TunId(_)
+            | RuleAttribute::L3MDev(_)
+            | RuleAttribute::UidRange(_)
+            | RuleAttribute::IpProtocol(_)
+            | RuleAttribute::SourcePortRange(_)
+            | RuleAttribute::DestinationPortRange(_) => narrowed = true,
             _ => {}
         }
     }
     let action = match (header.action, goto) {
+        (action, _) if narrowed => Action::Other(action.into()),
         (RuleAction::ToTable, _) => Action::Lookup { table, suppress_prefixlength: suppress },
         (RuleAction::Goto, Some(target)) => Action::Goto(target),
+        (RuleAction::Nop, _) => Action::Nop,
         (other, _) => Action::Other(other.into()),
     };
     ours.then_some(Rule { pref, v6: header.family == AddressFamily::Inet6, from, to, action })

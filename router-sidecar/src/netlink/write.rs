@@ -240,11 +240,12 @@ fn to_prefix(to: IpNet, table: u32, metric: u32) -> RouteMessage {
     message
 }
 
-/// Adds a rule of ours.
+/// Adds a rule of ours behind those of its preference. One that is there already does not stop it: the kernel would take
+/// for the same what differs in the target of a `goto`, or lacks what the other asks for.
 pub async fn rule_add(client: &Client, rule: &Rule) -> Done {
     let mut request = client.handle.rule().add();
     *request.message_mut() = rule_message(rule);
-    Ok(request.execute().await?)
+    Ok(request.replace().execute().await?)
 }
 
 /// Deletes a rule of ours.
@@ -279,6 +280,7 @@ fn rule_message(rule: &Rule) -> RuleMessage {
             message.header.action = RuleAction::Goto;
             message.attributes.push(RuleAttribute::Goto(*pref));
         }
+        Action::Nop => message.header.action = RuleAction::Nop,
         Action::Other(action) => message.header.action = RuleAction::from(*action),
     }
     message

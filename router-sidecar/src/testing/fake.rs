@@ -13,6 +13,7 @@ use crate::{
     node::{NodeError, Platform},
     observe::{GuardSeen, Observed, Uplinks},
     op::Op,
+    rules::kernel::Kernel,
     state::{Kind, Link, NetState, Space, Target, Uplink},
 };
 
@@ -102,8 +103,15 @@ impl Inner {
                 observed.guard = GuardSeen { present: true, digest: Some(ruleset.digest()) };
             }
             Op::GuardDelete => observed.guard = GuardSeen::default(),
-            Op::RuleAdd(rule) => must(observed.host.rules.insert(rule.clone()), "File exists")?,
-            Op::RuleDelete(rule) => must(observed.host.rules.remove(rule), "No such rule")?,
+            Op::Rules(change) => {
+                let all = std::mem::take(&mut observed.host.rules);
+                let (mut rest, family) = all.into_iter().partition::<Vec<_>, _>(|rule| rule.v6 != change.v6);
+                let mut kernel = Kernel::with(family);
+                let made = change.steps.iter().all(|step| kernel.make(step));
+                rest.extend(kernel.rules());
+                observed.host.rules = rest;
+                must(made, "No such rule")?;
+            }
             Op::RouteAdd(space, route) => {
                 let state = net(observed, *space);
                 if let Target::Via { dev, .. } = &route.target {
