@@ -523,6 +523,49 @@ async fn daemons_are_kept_running_and_stopped_without_losing_a_route() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_line_that_is_taken_away_comes_back() {
+    let router = Router::new("j", NODE_VTEP).start(None);
+    let wanted = node(&["192.0.2.1"], vec![tenant(1)]);
+    assert_eq!(refused(&router.converge(&wanted).await), []);
+    let desired = router.desired(&wanted).await;
+    let version = router.observed().await.version;
+
+    // Each line with the contexts that it stands in.
+    let mut lines: Vec<Vec<String>> = Vec::new();
+    let tenants = || desired.tenants.iter();
+    lines
+        .extend(desired.global.lists.iter().chain(tenants().flat_map(|t| &t.lists)).map(|l| vec![l.clone()]));
+    for map in &desired.global.route_maps {
+        lines.push(vec![map.header.clone()]);
+        lines.extend(map.lines.iter().map(|line| vec![map.header.clone(), line.clone()]));
+    }
+    for bgp in desired.global.bgp.iter().chain(tenants().filter_map(|t| t.bgp.as_ref())) {
+        lines.extend(bgp.lines.iter().map(|line| vec![bgp.header.clone(), line.clone()]));
+        for family in &bgp.families {
+            let head = [bgp.header.clone(), format!("address-family {}", family.name)];
+            lines.extend(family.lines.iter().map(|line| [head.as_slice(), &[line.clone()]].concat()));
+        }
+    }
+    for mut line in lines {
+        let last = line.pop().unwrap();
+        let undo = last.strip_prefix("no ").map_or_else(|| format!("no {last}"), str::to_owned);
+        let mut vty = Vty::connect(&router.driver().socket(Daemon::Bgpd)).await.unwrap();
+        vty.ask(version.enter(Daemon::Bgpd)).await.unwrap();
+        for context in &line {
+            vty.ask(context).await.unwrap();
+        }
+        vty.ask(&undo).await.unwrap();
+        let plan = router.plan(&wanted).await;
+        assert!(!plan.is_empty(), "`{undo}` is not seen");
+        // As many rounds as the agent goes: what FRR makes of a line can be more than that line.
+        for _ in 0..3 {
+            assert_eq!(refused(&router.converge(&wanted).await), [], "{undo}: {plan:?}");
+        }
+        assert_eq!(normal(router.observed().await.config), normal(desired.clone()), "{undo}: {plan:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn zebra_is_told_of_the_addresses_that_it_has_missed() {
     const LINKS: usize = 40;
     let router = Router::new("h", NODE_VTEP).start(None);
