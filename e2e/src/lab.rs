@@ -73,7 +73,8 @@ impl Lab {
         Ok(())
     }
 
-    async fn reverse_path_rule(&self, node: &Node) -> Result<()> {
+    /// Writes the rule by which Calico drops what a pod sends from an address that is not its own.
+    pub async fn reverse_path_rule(&self, node: &Node) -> Result<()> {
         let command = Command {
             netns: Some(node.name.clone()),
             argv: vec!["nft".into(), "-f".into(), "-".into()],

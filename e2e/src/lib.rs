@@ -15,6 +15,7 @@ pub mod run;
 pub mod scenarios;
 pub mod sink;
 pub mod site;
+pub mod steady;
 pub mod step;
 pub mod topology;
 pub mod wait;

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::protocol::{
-    Answer, Command, Health, Numbered, Output, Probe, Probed, ProcessState, Reply, Request,
+    Answer, Command, Flow, FlowResult, Health, Numbered, Output, Probe, Probed, ProcessState, Reply, Request,
 };
 
 /// Longest wait for a reply that is not bound to a program's own time.
@@ -188,6 +188,29 @@ impl Nodes {
     pub async fn probe(&self, probes: Vec<Probe>) -> Result<Vec<Probed>> {
         match self.ask(Request::Probe { probes }, LIMIT).await? {
             Reply::Probed(results) => Ok(results),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Starts flows; [`crate::steady::Steady`] is the handle for scenarios.
+    pub async fn steady(&self, name: &str, pause: Duration, flows: Vec<Flow>) -> Result<()> {
+        let interval_ms = u64::try_from(pause.as_millis()).context("a pause between rounds")?;
+        self.done(Request::Steady { name: name.to_owned(), interval_ms, flows }).await
+    }
+
+    /// What has come of flows until now.
+    pub async fn steady_so_far(&self, name: &str) -> Result<Vec<FlowResult>> {
+        self.flows(name, false).await
+    }
+
+    /// Ends flows and tells what came of them.
+    pub async fn steady_stop(&self, name: &str) -> Result<Vec<FlowResult>> {
+        self.flows(name, true).await
+    }
+
+    async fn flows(&self, name: &str, stop: bool) -> Result<Vec<FlowResult>> {
+        match self.ask(Request::SteadyResults { name: name.to_owned(), stop }, LIMIT).await? {
+            Reply::Flows(results) => Ok(results),
             other => unexpected(&other),
         }
     }

@@ -95,6 +95,22 @@ pub enum Request {
         /// What to try.
         probes: Vec<Probe>,
     },
+    /// Starts to send requests, round after round, until they are stopped.
+    Steady {
+        /// Name for [`Request::SteadyResults`].
+        name: String,
+        /// Milliseconds from one round to the next.
+        interval_ms: u64,
+        /// One request of each in every round.
+        flows: Vec<Flow>,
+    },
+    /// Tells what has come of flows.
+    SteadyResults {
+        /// The flows.
+        name: String,
+        /// Whether they end now.
+        stop: bool,
+    },
     /// Accepts TCP connections in a namespace until the server ends; each is answered with one line and closed.
     Serve {
         /// Where.
@@ -154,6 +170,8 @@ pub enum Reply {
     Texts(Vec<String>),
     /// In the order of the request.
     Probed(Vec<Probed>),
+    /// In the order of the flows.
+    Flows(Vec<FlowResult>),
     /// State by process name.
     Processes(BTreeMap<String, ProcessState>),
     /// Contents by file name; names may have directories in them.
@@ -249,4 +267,36 @@ impl Probed {
     pub fn answered(&self) -> bool {
         self.answered_us.is_some()
     }
+}
+
+/// Requests of one kind from one place to another, round after round.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// From where they are sent, and where answers are counted.
+    pub netns: String,
+    /// Source address, written into the packets as it is: it need not be the sender's.
+    pub source: IpAddr,
+    /// Target address, of the same family.
+    pub target: IpAddr,
+    /// TCP port, for SYNs; absent: ICMP echo requests.
+    pub port: Option<u16>,
+    /// Namespace in which requests that arrive are counted: the target's.
+    pub count_in: String,
+}
+
+/// What came of a [`Flow`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowResult {
+    /// Requests that went out.
+    pub sent: u64,
+    /// Requests that the sender's own kernel did not send, as where it has no route.
+    pub refused: u64,
+    /// Requests that came in where they are counted.
+    pub arrived: u64,
+    /// Answers that came back.
+    pub answered: u64,
+    /// Milliseconds of the longest time without an answer, from the first request to the end.
+    pub longest_gap_ms: u64,
+    /// The last of the refusals.
+    pub error: String,
 }

@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::{PermissionsExt as _, chown},
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -24,6 +25,7 @@ use super::{
     netns, probe,
     process::{self, Processes},
     protocol::{Answer, Command, Numbered, Reply, Request},
+    steady::Steadies,
 };
 
 /// How the server is started.
@@ -46,6 +48,7 @@ pub struct Options {
 struct Server {
     processes: Processes,
     forwarders: Forwarders,
+    steadies: Steadies,
     owner_left: Notify,
 }
 
@@ -65,6 +68,7 @@ pub async fn run(options: Options) -> Result<()> {
     let server = Arc::new(Server {
         processes: Processes::default(),
         forwarders: Forwarders::default(),
+        steadies: Steadies::default(),
         owner_left: Notify::new(),
     });
     loop {
@@ -150,6 +154,11 @@ impl Server {
                 done(netns::within(netns.as_deref(), write).await)
             }
             Request::Probe { probes } => Ok(Reply::Probed(probe::probe(probes).await?)),
+            Request::Steady { name, interval_ms, flows } => {
+                done(self.steadies.start(&name, Duration::from_millis(interval_ms), flows).await)
+            }
+            Request::SteadyResults { name, stop: true } => Ok(Reply::Flows(self.steadies.stop(&name).await?)),
+            Request::SteadyResults { name, stop: false } => Ok(Reply::Flows(self.steadies.so_far(&name)?)),
             Request::Serve { netns, listen, greeting } => {
                 done(forward::serve(&netns, listen, greeting).await)
             }

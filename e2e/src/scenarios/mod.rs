@@ -14,6 +14,7 @@ pub mod demo;
 pub mod drift;
 pub mod matrix;
 pub mod second_tenant;
+pub mod transitions;
 pub mod withdraw;
 
 /// A scenario's work.
@@ -29,7 +30,7 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which they can be played: the others stand on what the first one makes.
-pub const ALL: [Scenario; 8] = [
+pub const ALL: [Scenario; 9] = [
     Scenario {
         name: "demo",
         shows: "an annotated pool and a Tenant become VRFs; tenants reach their own and nobody else",
@@ -49,6 +50,11 @@ pub const ALL: [Scenario; 8] = [
         name: "matrix",
         shows: "each kind of place to each, both families, ICMP and TCP: what is forbidden never arrives",
         play: |world| Box::pin(matrix::play(world)),
+    },
+    Scenario {
+        name: "transitions",
+        shows: "forbidden stays forbidden while agents die, tenants come and rules are flushed",
+        play: |world| Box::pin(transitions::play(world)),
     },
     Scenario {
         name: "bad_input",

@@ -88,6 +88,11 @@ impl Router<'_> {
         world.lab.nodes().spawn(&self.agent_name(), self.command(world, arguments)).await.map(drop)
     }
 
+    /// Kills the agent (SIGKILL).
+    pub async fn kill_agent(self, world: &World) -> Result<()> {
+        world.lab.nodes().kill(&self.agent_name()).await
+    }
+
     /// What the agent's `show` says, and whether the node is in step.
     pub async fn show(self, world: &World) -> Result<Output> {
         let mut arguments = vec!["show".into(), "--node".into(), self.0.name.clone()];
