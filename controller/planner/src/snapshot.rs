@@ -65,6 +65,8 @@ pub struct Agent {
     pub rejected: Option<String>,
     /// Whether FRR answers.
     pub frr_running: bool,
+    /// ASN of the router by the configuration that it said last that it holds; `None` where that is not known.
+    pub asn: Option<u32>,
     /// BGP sessions of the node's router.
     pub sessions: Vec<Session>,
     /// What the node's operator has to be told.

@@ -3,7 +3,10 @@
 //! A BGPFilter that Calico's renderer cannot use stops BIRD's configuration on all nodes of the cluster, so every rule
 //! made here follows from a pool that was found valid: its prefix length is not above its block size.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use calico_vni_crds::{
     Tenant as TenantObject,
@@ -22,7 +25,7 @@ use kube::Resource;
 use super::placement::Placement;
 use crate::{
     Plan, Snapshot,
-    validate::{Pool, Tenant, Validated},
+    validate::{Pool, Tenant, Underlay, Validated, asn_of},
 };
 
 /// Names of a tenant's BGPFilter and IPv4 BGPPeer, and of its IPv6 BGPPeer.
@@ -33,31 +36,51 @@ pub(super) fn object_names(tenant: &str) -> [String; 2] {
 /// All filters and peers.
 pub(super) fn objects(snapshot: &Snapshot, valid: &Validated<'_>, placement: &Placement, plan: &mut Plan) {
     let standing: BTreeMap<&str, &BgpPeer> = snapshot.peers.iter().map(|p| (p.name(), p)).collect();
+    let asns: BTreeSet<u32> = valid.underlays.iter().filter_map(Underlay::accepted).map(|s| s.asn).collect();
+    let values: BTreeSet<&str> = valid.nodes.iter().flat_map(|n| n.ready_values.iter().copied()).collect();
     for (t, tenant) in valid.tenants.iter().enumerate() {
         let active = placement.active[t];
         // One that has to go keeps its session, over which nothing is said, until the last label is off.
         if !active && !placement.is_labelled(t) {
             continue;
         }
-        let [name, name_v6] = object_names(&tenant.name);
+        let [name, _] = object_names(&tenant.name);
         let pools: Vec<&Pool<'_>> =
             tenant.pools.iter().filter(|_| active).map(|&p| &valid.pools[p]).collect();
-        for (v6, peer) in [(false, &name), (true, &name_v6)] {
-            let kept = standing.get(peer.as_str());
-            let wanted = if active { pools.iter().any(|p| is_v6(p) == v6) } else { kept.is_some() };
-            let spec = match (wanted, router(valid, tenant, v6)) {
-                (false, _) => None,
-                (true, Some((address, asn))) => Some(peer_spec(tenant, &name, address, asn)),
-                // No Underlay is accepted: what stands stays.
-                (true, None) => kept.map(|peer| peer.spec.clone()),
-            };
-            if let Some(spec) = spec {
-                let mut object = owned(snapshot.calico_api, peer, spec, tenant);
-                // Of the two the peer alone: the garbage collector would take a filter before its peer, which is then open.
-                object.metadata.owner_references =
-                    tenant.object.and_then(|t| owner(&t.metadata)).map(|owner| vec![owner]);
-                plan.peers.insert(peer.clone(), object);
+        let [_, plain_v6] = object_names(&tenant.name);
+        let of_tenant = |peer: &str| peer == name || peer == plain_v6 || peer.starts_with(&format!("{name}."));
+        let wanted = |peer: &str| match active {
+            true => pools.iter().any(|p| is_v6(p) == peer.ends_with("-v6")),
+            false => standing.contains_key(peer),
+        };
+        let mut specs: BTreeMap<String, Option<BgpPeerSpec>> = BTreeMap::new();
+        for &asn in &asns {
+            let [peer, peer_v6] = peer_names(valid, &name, asn);
+            for (peer, v6) in [(peer, false), (peer_v6, true)] {
+                let spec = router(valid, t, v6).filter(|_| wanted(&peer)).and_then(|address| {
+                    peer_spec(tenant, &name, address, asn, &valid.ready_value(asn))
+                });
+                specs.insert(peer, spec);
             }
+        }
+        // What belongs to an Underlay that is not accepted stays while its nodes' labels stand.
+        for (&peer, object) in standing.range(name.as_str()..).take_while(|(peer, _)| peer.starts_with(&name)) {
+            let value = match asn_of(peer) {
+                Some(asn) => format!("{}-{asn}", keys::READY),
+                None => keys::READY.to_owned(),
+            };
+            let stays = valid.fabric.is_none() || values.contains(value.as_str());
+            if of_tenant(peer) && stays && wanted(peer) && !specs.contains_key(peer) {
+                specs.insert(peer.to_owned(), Some(object.spec.clone()));
+            }
+        }
+        for (peer, spec) in specs {
+            let Some(spec) = spec else { continue };
+            let mut object = owned(snapshot.calico_api, &peer, spec, tenant);
+            // Of the two the peer alone: the garbage collector would take a filter before its peer, which is then open.
+            object.metadata.owner_references =
+                tenant.object.and_then(|t| owner(&t.metadata)).map(|owner| vec![owner]);
+            plan.peers.insert(peer, object);
         }
         let filter: BgpFilter =
             owned(snapshot.calico_api, &name, filter_spec(&pools, tenant.settings.advertise), tenant);
@@ -65,27 +88,41 @@ pub(super) fn objects(snapshot: &Snapshot, valid: &Validated<'_>, placement: &Pl
     }
 }
 
-/// The router's end of the tenant's link, and its ASN.
-fn router(valid: &Validated<'_>, tenant: &Tenant<'_>, v6: bool) -> Option<(IpAddr, i32)> {
+/// Names of a tenant's BGPPeers for routers of this ASN. A second ASN of the cluster is part of the name.
+fn peer_names(valid: &Validated<'_>, name: &str, asn: u32) -> [String; 2] {
+    if valid.plain_asn == Some(asn) {
+        [name.to_owned(), format!("{name}-v6")]
+    } else {
+        [format!("{name}.{asn}"), format!("{name}.{asn}-v6")]
+    }
+}
+
+/// The router's end of the tenant's link.
+fn router(valid: &Validated<'_>, tenant: usize, v6: bool) -> Option<IpAddr> {
     let fabric = valid.fabric()?;
-    let link = tenant.standing()?.link_index;
-    let address = if v6 {
+    let link = valid.running[tenant]?.link_index;
+    Some(if v6 {
         IpAddr::from((u128::from(names::host_v6(fabric.link_v6, link)) + 1).to_be_bytes())
     } else {
         IpAddr::from((u32::from(names::host_v4(fabric.link_v4, link)) + 1).to_be_bytes())
-    };
-    Some((address, i32::try_from(fabric.asn).ok()?))
+    })
 }
 
-fn peer_spec(tenant: &Tenant<'_>, filter: &str, address: IpAddr, asn: i32) -> BgpPeerSpec {
-    BgpPeerSpec {
+fn peer_spec(
+    tenant: &Tenant<'_>,
+    filter: &str,
+    address: IpAddr,
+    asn: u32,
+    value: &str,
+) -> Option<BgpPeerSpec> {
+    Some(BgpPeerSpec {
         node: None,
-        node_selector: Some(format!("{} == '{}'", keys::ready_label(&tenant.name), keys::READY)),
+        node_selector: Some(format!("{} == '{value}'", keys::ready_label(&tenant.name))),
         peer_ip: Some(address.to_string()),
-        as_number: Some(asn),
+        as_number: Some(i32::try_from(asn).ok()?),
         source_address: Some("None".to_owned()),
         filters: Some(vec![filter.to_owned()]),
-    }
+    })
 }
 
 fn owned<S: calico_vni_crds::calico::CalicoSpec>(

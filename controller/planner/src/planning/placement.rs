@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use calico_vni_crds::tenant::{Advertise, Placement as Where};
+use calico_vni_crds::{
+    keys,
+    tenant::{Advertise, Placement as Where},
+};
 use calico_vni_proto::{
     model::{NodeConfig, Pool as ModelPool, Tenant as ModelTenant, Underlay as ModelUnderlay},
     names,
@@ -12,6 +15,7 @@ use kube::core::SelectorExt;
 
 use crate::{
     Plan, Snapshot,
+    plan::TenantAllocation,
     prefix::{Span, span},
     snapshot::Agent,
     validate::{Node, Seat, Tenant, Validated},
@@ -37,8 +41,14 @@ pub(super) struct OnNode {
     pub leaving: Vec<usize>,
     /// Their label should stand.
     pub ready: Vec<usize>,
+    /// Of those that it should carry, the ones that only linger: no block of theirs is left here.
+    pub lingering: Vec<usize>,
     /// Whether a label stands that names a Tenant there is, or was.
     labelled: bool,
+    /// Labels stand with which BIRD meets another ASN than the router is to have: they go before anything changes.
+    changing: bool,
+    /// Value of its labels, where that is not the plain one.
+    value: Option<String>,
 }
 
 impl Placement {
@@ -69,19 +79,34 @@ impl Placement {
             };
             let mut on_node = OnNode { labelled: !node.ready.is_empty(), ..OnNode::default() };
             match node.seat {
-                Seat::In { .. } => {
+                Seat::In { underlay, .. } if other_values(valid, node, underlay) => {
+                    on_node.changing = true;
+                    on_node.leaving = standing;
+                }
+                Seat::In { underlay, .. } => {
+                    let asn = valid.underlays[underlay].object.spec.asn;
+                    on_node.value = Some(valid.ready_value(asn).into_owned()).filter(|v| v != keys::READY);
+                    // Of a router that comes from another Underlay it is not yet what stands that answers.
+                    let arrived = agent.and_then(|a| a.asn).is_none_or(|has| has == asn);
                     let mut wanted = std::mem::take(&mut desired[n]);
                     wanted.extend(&everywhere);
                     wanted.sort_unstable();
                     wanted.dedup();
                     wanted.retain(|&t| selects(&valid.tenants[t], node));
-                    on_node.ready = wanted.iter().copied().filter(|&t| answers(t)).collect();
-                    on_node.leaving =
-                        standing.iter().copied().filter(|t| wanted.binary_search(t).is_err()).collect();
+                    let (lingering, leaving) = (standing.iter().copied())
+                        .filter(|t| wanted.binary_search(t).is_err())
+                        .partition(|&t| active[t] && lingers(snapshot, node, &valid.tenants[t]));
+                    (on_node.lingering, on_node.leaving) = (lingering, leaving);
+                    wanted.extend(&on_node.lingering);
+                    wanted.sort_unstable();
+                    let answers = |t: &usize| answers(*t) && (arrived || standing.contains(t));
+                    on_node.ready = wanted.iter().copied().filter(answers).collect();
                     on_node.desired = wanted;
                 }
                 // Its router stays as it is, and so do the labels that are still true.
                 Seat::Waiting | Seat::Ambiguous(_) => {
+                    let value = node.ready_values.first().copied();
+                    on_node.value = value.filter(|v| *v != keys::READY).map(str::to_owned);
                     on_node.desired = standing.iter().copied().filter(|&t| active[t]).collect();
                     on_node.ready = on_node.desired.iter().copied().filter(|&t| answers(t)).collect();
                 }
@@ -100,11 +125,19 @@ impl Placement {
 
     /// Labels and configurations of all nodes.
     pub(super) fn into_plan(self, valid: &Validated<'_>, plan: &mut Plan) {
-        let models: Vec<Option<ModelTenant>> = valid.tenants.iter().map(|t| tenant_model(t, valid)).collect();
+        let models: Vec<Option<ModelTenant>> = (valid.tenants.iter().zip(&valid.running))
+            .map(|(tenant, running)| tenant_model(tenant, (*running)?, valid))
+            .collect();
         for (node, on_node) in valid.nodes.iter().zip(self.nodes) {
             let names = on_node.ready.iter().map(|&t| valid.tenants[t].name.clone());
             plan.labels.insert(node.name.to_owned(), names.collect());
+            let lingering = on_node.lingering.iter().map(|&t| valid.tenants[t].name.clone());
+            plan.lingering.extend(lingering.map(|tenant| (node.name.to_owned(), tenant)));
+            if let Some(value) = on_node.value {
+                plan.label_values.insert(node.name.to_owned(), value);
+            }
             let config = match node.seat {
+                _ if on_node.changing => continue,
                 Seat::In { underlay, index: Some(index), .. } => {
                     let mut tenants: Vec<ModelTenant> = on_node
                         .desired
@@ -165,6 +198,23 @@ fn selects(tenant: &Tenant<'_>, node: &Node<'_>) -> bool {
     tenant.settings.node_selector.as_ref().is_none_or(|selector| selector.matches(node.labels))
 }
 
+/// Whether the node's labels have another value than they should in that Underlay.
+fn other_values(valid: &Validated<'_>, node: &Node<'_>, underlay: usize) -> bool {
+    if node.ready_values.is_empty() {
+        return false;
+    }
+    let value = valid.ready_value(valid.underlays[underlay].object.spec.asn);
+    node.ready_values.iter().any(|v| **v != *value)
+}
+
+/// Whether a tenant whose label stands and which has no block here any more stays for a while. One that is being deleted,
+/// has lost its pools, or may not be on this node by its selector does not: whoever said so wants it gone.
+fn lingers(snapshot: &Snapshot, node: &Node<'_>, tenant: &Tenant<'_>) -> bool {
+    let over = &snapshot.lingered;
+    selects(tenant, node)
+        && (over.is_empty() || !over.contains(&(node.name.to_owned(), tenant.name.clone())))
+}
+
 /// Whether the node's router says that the tenant stands.
 fn stands(agent: &Agent, tenant: &Tenant<'_>) -> bool {
     let Some(vni) = tenant.vni else { return false };
@@ -173,8 +223,11 @@ fn stands(agent: &Agent, tenant: &Tenant<'_>) -> bool {
         && agent.programmed.contains(&(tenant.name.clone(), vni))
 }
 
-fn tenant_model(tenant: &Tenant<'_>, valid: &Validated<'_>) -> Option<ModelTenant> {
-    let allocated = tenant.standing()?;
+fn tenant_model(
+    tenant: &Tenant<'_>,
+    allocated: TenantAllocation,
+    valid: &Validated<'_>,
+) -> Option<ModelTenant> {
     let fabric = valid.fabric()?;
     let settings = &tenant.settings;
     Some(ModelTenant {
@@ -193,7 +246,7 @@ fn tenant_model(tenant: &Tenant<'_>, valid: &Validated<'_>) -> Option<ModelTenan
         shared: settings.shared.clone(),
         max_prefixes: settings.max_prefixes,
         advertise_pods: settings.advertise == Advertise::Pods,
-        services: Vec::new(),
+        services: settings.services.clone(),
     })
 }
 

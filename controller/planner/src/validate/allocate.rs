@@ -14,6 +14,7 @@ pub(super) fn tenants(
     pools: &[Pool<'_>],
     ranges: &[VniRange],
     link_capacity: Option<u32>,
+    carried: impl Fn(&str) -> bool,
 ) -> BTreeMap<String, TenantAllocation> {
     // Also what deleted and refused tenants have, and what pools ask for by their annotation.
     let taken_vnis: BTreeSet<u32> = (tenants.iter())
@@ -33,6 +34,10 @@ pub(super) fn tenants(
     order.sort_by(|&a, &b| tenants[a].age().cmp(&tenants[b].age()));
     let mut allocated = BTreeMap::new();
     for t in order {
+        // What routers run with is given up first, everywhere, and only then is the new written.
+        if (tenants[t].kept_vni().is_some() || tenants[t].kept_link().is_some()) && carried(&tenants[t].name) {
+            continue;
+        }
         let Some(vni) = tenants[t].vni.or_else(|| free_vnis.next()) else {
             let why = if ranges.is_empty() {
                 "and no accepted Underlay has a vniRange to take one from; set one of the two"
@@ -55,6 +60,23 @@ pub(super) fn tenants(
         allocated.insert(tenants[t].name.clone(), TenantAllocation { vni, link_index });
     }
     allocated
+}
+
+/// The numbers with which routers may run each tenant: its own, or the ones that its status still keeps while it is to have
+/// others, where those are nobody else's.
+pub(super) fn running(tenants: &[Tenant<'_>]) -> Vec<Option<TenantAllocation>> {
+    let mut vnis: BTreeMap<u32, u32> = BTreeMap::new();
+    let mut links: BTreeMap<u32, u32> = BTreeMap::new();
+    for tenant in tenants {
+        tenant.kept_vni().into_iter().for_each(|vni| *vnis.entry(vni).or_default() += 1);
+        tenant.kept_link().into_iter().for_each(|link| *links.entry(link).or_default() += 1);
+    }
+    let kept = |tenant: &Tenant<'_>| {
+        let vni = tenant.kept_vni().filter(|vni| vnis[vni] == 1)?;
+        let link_index = tenant.kept_link().filter(|link| *link > 0 && links[link] == 1)?;
+        Some(TenantAllocation { vni, link_index })
+    };
+    tenants.iter().map(|t| t.standing().or_else(|| kept(t))).collect()
 }
 
 fn free_vnis<'a>(ranges: &[VniRange], taken: &'a BTreeSet<u32>) -> impl Iterator<Item = u32> + 'a {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use calico_vni_crds::keys;
 use k8s_openapi::api::core::v1 as core;
 
-use super::{Age, Underlay, age};
+use super::{Age, Underlay, age, underlays};
 use crate::Snapshot;
 
 /// A Node.
@@ -19,6 +19,8 @@ pub struct Node<'a> {
     pub labels: &'a BTreeMap<String, String>,
     /// Tenants whose ready label stands on it, in order.
     pub ready: Vec<&'a str>,
+    /// The values that those labels have; more than one only where somebody else wrote some.
+    pub ready_values: BTreeSet<&'a str>,
     /// ASN of its BIRD.
     pub calico_asn: u32,
     /// Where it belongs.
@@ -27,6 +29,11 @@ pub struct Node<'a> {
 }
 
 impl Node<'_> {
+    /// Whether it has been given a number, in whichever Underlay.
+    pub(super) fn keeps_a_number(&self) -> bool {
+        self.kept_index.is_some()
+    }
+
     /// Whether it keeps a number though no accepted Underlay selects it.
     pub fn holds_a_number_elsewhere(&self) -> bool {
         matches!(self.seat, Seat::Nowhere | Seat::Waiting) && self.kept_index.is_some()
@@ -65,16 +72,18 @@ pub(super) fn parse(snapshot: &Snapshot, calico_asn: u32) -> Vec<Node<'_>> {
 fn node(object: &core::Node, calico_asn: u32) -> Node<'_> {
     let labels = object.metadata.labels.as_ref().unwrap_or(&NO_LABELS);
     let annotation = |key: &str| object.metadata.annotations.as_ref().and_then(|a| a.get(key));
+    let ready = || {
+        labels
+            .range(keys::READY_LABEL_PREFIX.to_owned()..)
+            .map_while(|(key, value)| Some((key.strip_prefix(keys::READY_LABEL_PREFIX)?, value.as_str())))
+            .filter(|(_, value)| underlays::is_ready_value(value))
+    };
     Node {
         name: object.metadata.name.as_deref().unwrap_or_default(),
         age: age(&object.metadata),
         labels,
-        ready: labels
-            .range(keys::READY_LABEL_PREFIX.to_owned()..)
-            .map_while(|(key, value)| Some((key.strip_prefix(keys::READY_LABEL_PREFIX)?, value)))
-            .filter(|(_, value)| *value == keys::READY)
-            .map(|(tenant, _)| tenant)
-            .collect(),
+        ready: ready().map(|(tenant, _)| tenant).collect(),
+        ready_values: ready().map(|(_, value)| value).collect(),
         calico_asn: annotation(keys::CALICO_NODE_ASN).and_then(|text| asn(text)).unwrap_or(calico_asn),
         seat: Seat::Nowhere,
         kept_index: annotation(keys::ROUTER_INDEX).and_then(|text| text.parse().ok()),
@@ -126,10 +135,11 @@ pub(super) fn seat(nodes: &mut [Node<'_>], underlays: &[Underlay<'_>]) -> BTreeM
             }
         };
     }
+    let kept: BTreeSet<u32> = nodes.iter().filter_map(|n| n.kept_index).collect();
     let mut allocated = BTreeMap::new();
     for (u, mut members) in members {
         members.sort_by_key(|&n| nodes[n].age);
-        let capacity = underlays[u].accepted().map_or(0, super::underlays::Settings::router_capacity);
+        let capacity = underlays[u].accepted().map_or(0, underlays::Settings::router_capacity);
         let mut taken = BTreeSet::new();
         let held = held.remove(&u).unwrap_or_default();
         let mut without = Vec::new();
@@ -141,8 +151,12 @@ pub(super) fn seat(nodes: &mut [Node<'_>], underlays: &[Underlay<'_>]) -> BTreeM
                 _ => without.push(n),
             }
         }
-        let mut free =
-            (1..=capacity).filter(|i| !taken.contains(i) && !held.contains(i) && !left.contains(i));
+        let allowed = |i: &u32| !taken.contains(i) && !held.contains(i) && !left.contains(i);
+        // A Node that came here from another Underlay may still run with its number there, so numbers that nobody has
+        // anywhere are given first.
+        let mut free = (1..=capacity)
+            .filter(|i| allowed(i) && !kept.contains(i))
+            .chain((1..=capacity).filter(|i| allowed(i) && kept.contains(i)));
         for n in without {
             match free.next() {
                 Some(i) => {

@@ -1,10 +1,11 @@
 //! Underlays: parsed, then compared with each other, with the nodes and with Calico's own settings.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use calico_vni_crds::{
     self as crds,
     calico::DEFAULT_ASN,
+    keys,
     underlay::{InterfaceMode, VniRange},
 };
 use calico_vni_proto::{
@@ -14,7 +15,7 @@ use calico_vni_proto::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use kube::core::{Selector, SelectorExt};
 
-use super::{Age, Node, Verdict, age};
+use super::{Age, Node, Seat, Verdict, age};
 use crate::{Snapshot, prefix, reason};
 
 /// An Underlay.
@@ -124,6 +125,35 @@ pub(super) fn parse(snapshot: &Snapshot) -> Vec<Underlay<'_>> {
     underlays
 }
 
+/// Whether a value of a ready label is one of ours: [`keys::READY`], or with the ASN that the router answers with.
+pub(super) fn is_ready_value(value: &str) -> bool {
+    value.strip_prefix(keys::READY).is_some_and(|rest| {
+        rest.is_empty() || rest.strip_prefix('-').is_some_and(|asn| asn.parse::<u32>().is_ok())
+    })
+}
+
+/// The ASN whose BGPPeers and labels carry no ASN in their names and values: that of the oldest Underlay that is accepted
+/// or has running nodes. One that carries it already goes on so, whoever comes and goes: a change would end sessions.
+pub(super) fn plain_asn(
+    snapshot: &Snapshot,
+    underlays: &[Underlay<'_>],
+    nodes: &[Node<'_>],
+) -> Option<u32> {
+    let named: BTreeSet<u32> = snapshot.peers.iter().filter_map(|peer| asn_of(peer.name())).collect();
+    let runs = |underlay: &&Underlay<'_>| {
+        let waits = |&n: &usize| nodes[n].seat == Seat::Waiting && !nodes[n].ready.is_empty();
+        underlay.accepted().is_some() || underlay.nodes.iter().any(waits)
+    };
+    let plain = underlays.iter().filter(runs).filter(|u| !named.contains(&u.object.spec.asn));
+    plain.min_by_key(|u| u.age).map(|u| u.object.spec.asn)
+}
+
+/// The ASN in the name of a BGPPeer of ours. No tenant's name holds a dot.
+pub(crate) fn asn_of(peer: &str) -> Option<u32> {
+    let (_, asn) = peer.strip_suffix("-v6").unwrap_or(peer).rsplit_once('.')?;
+    asn.parse().ok()
+}
+
 /// Finds the nodes of each, also of those that cannot be obeyed.
 pub(super) fn select(underlays: &mut [Underlay<'_>], nodes: &[Node<'_>]) {
     for underlay in underlays {
@@ -137,12 +167,17 @@ pub(super) fn judge(underlays: &mut [Underlay<'_>], nodes: &[Node<'_>], calico_a
     let mut by_age: Vec<usize> = (0..underlays.len()).collect();
     by_age.sort_by_key(|&u| underlays[u].age);
     let mut accepted: Vec<usize> = Vec::new();
-    for u in by_age {
+    for &u in &by_age {
         let Ok(settings) = &underlays[u].settings else { continue };
         let mut older = accepted.iter().filter_map(|&o| Some((underlays[o].name, underlays[o].accepted()?)));
         let verdict = same_asn(settings, &underlays[u].nodes, nodes, calico_asn)
-            .or_else(|| older.clone().next().and_then(|(name, first)| differs(settings, name, first)))
-            .or_else(|| older.find_map(|(name, other)| shares_vteps(settings, name, other)));
+            .or_else(|| older.next().and_then(|(name, first)| differs(settings, name, first)))
+            .or_else(|| {
+                let defending = by_age.iter().take_while(|&&o| o != u).filter(|&&o| {
+                    underlays[o].accepted().is_some() || has_running_nodes(underlays, o, nodes)
+                });
+                defending.copied().find_map(|o| shares_vteps(settings, &underlays[o]))
+            });
         match verdict {
             None => accepted.push(u),
             Some(verdict) => underlays[u].settings = Err(verdict),
@@ -157,7 +192,7 @@ fn same_asn(settings: &Settings, selected: &[usize], nodes: &[Node<'_>], calico_
         "Calico's own (BGPConfiguration `default`, asNumber)".to_owned()
     } else {
         let node = selected.iter().map(|&n| &nodes[n]).find(|n| n.calico_asn == asn)?;
-        format!("that of Calico's node `{}` (annotation {})", node.name, crds::keys::CALICO_NODE_ASN)
+        format!("that of Calico's node `{}` (annotation {})", node.name, keys::CALICO_NODE_ASN)
     };
     Some(Verdict::new(
         reason::ASN_CONFLICT,
@@ -168,15 +203,6 @@ fn same_asn(settings: &Settings, selected: &[usize], nodes: &[Node<'_>], calico_
 }
 
 fn differs(settings: &Settings, name: &str, first: &Settings) -> Option<Verdict> {
-    if settings.asn != first.asn {
-        return Some(Verdict::new(
-            reason::DIFFERENT_ASN,
-            format!(
-                "spec.asn: {} differs from {} of Underlay `{name}`; one BGPPeer serves all nodes, so use {} here too",
-                settings.asn, first.asn, first.asn
-            ),
-        ));
-    }
     let same = settings.link_v4 == first.link_v4 && settings.link_v6 == first.link_v6;
     (!same).then(|| {
         Verdict::new(
@@ -189,13 +215,23 @@ fn differs(settings: &Settings, name: &str, first: &Settings) -> Option<Verdict>
     })
 }
 
-fn shares_vteps(settings: &Settings, name: &str, other: &Settings) -> Option<Verdict> {
-    prefix::overlap(&settings.vtep.into(), &other.vtep.into()).then(|| {
+/// Whether an Underlay that is not accepted has nodes all the same, which nobody else selects and which keep a number: what
+/// they run with stays theirs.
+fn has_running_nodes(underlays: &[Underlay<'_>], u: usize, nodes: &[Node<'_>]) -> bool {
+    let alone = |n: &usize| {
+        underlays.iter().enumerate().all(|(o, other)| o == u || other.nodes.binary_search(n).is_err())
+    };
+    underlays[u].nodes.iter().any(|n| nodes[*n].keeps_a_number() && alone(n))
+}
+
+fn shares_vteps(settings: &Settings, other: &Underlay<'_>) -> Option<Verdict> {
+    let vtep = prefix::parse(&other.object.spec.vtep_cidr).ok()?;
+    prefix::overlap(&settings.vtep.into(), &vtep).then(|| {
         Verdict::new(
             reason::OVERLAPPING_CIDRS,
             format!(
-                "spec.vtepCIDR: {} overlaps {} of Underlay `{name}`; tunnel end points are unique in the fabric, so give this one a prefix of its own",
-                settings.vtep, other.vtep
+                "spec.vtepCIDR: {} overlaps {vtep} of Underlay `{}`; tunnel end points are unique in the fabric, so give this one a prefix of its own",
+                settings.vtep, other.name
             ),
         )
     })
