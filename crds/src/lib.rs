@@ -5,6 +5,7 @@
 //! - [`checks`]: what the API server checks of one object.
 //! - [`generate`]: the CustomResourceDefinitions as YAML, checked in below `crds/generated/`.
 //! - [`keys`]: the annotations and labels.
+//! - [`reference`](mod@reference): all of it in words, `docs/api.md`.
 //!
 //! Types only: nothing here talks to an API server.
 
@@ -12,6 +13,7 @@ pub mod calico;
 pub mod checks;
 pub mod generate;
 pub mod keys;
+pub mod reference;
 pub mod tenant;
 pub mod underlay;
 

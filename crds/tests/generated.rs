@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use calico_vni_crds::{calico::CalicoApi, generate};
+use calico_vni_crds::{calico::CalicoApi, generate, reference};
 
 #[test]
 fn generated_files_are_fresh() {
@@ -19,4 +19,18 @@ fn generated_files_are_fresh() {
             assert!(found == yaml, "{} is stale: run `make generate`", path.display());
         }
     }
+}
+
+#[test]
+fn the_reference_is_fresh_and_whole() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/api.md");
+    let page = reference::api();
+    assert!(
+        fs::read_to_string(&path).is_ok_and(|found| found == page),
+        "docs/api.md is stale: run `make generate`"
+    );
+    // A field whose comment is missing would leave an empty last cell.
+    let empty: Vec<&str> =
+        page.lines().filter(|line| line.starts_with('|') && line.ends_with("|  |")).collect();
+    assert!(empty.is_empty(), "fields without a description: {empty:#?}");
 }

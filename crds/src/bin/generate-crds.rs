@@ -1,8 +1,8 @@
-//! Writes the generated YAML: `cargo run -p calico-vni-crds --bin generate-crds`, from the top of the repository.
+//! Writes the generated YAML and the API's reference: `cargo run -p calico-vni-crds --bin generate-crds`, from the top of the repository.
 
 use std::{fs, io, path::Path};
 
-use calico_vni_crds::{calico::CalicoApi, generate};
+use calico_vni_crds::{calico::CalicoApi, generate, reference};
 
 fn main() -> io::Result<()> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -17,5 +17,5 @@ fn main() -> io::Result<()> {
             fs::write(folder.join(name), yaml)?;
         }
     }
-    Ok(())
+    fs::write(top.join("docs/api.md"), reference::api())
 }
