@@ -112,9 +112,25 @@ fn an_underlay_that_is_refused_keeps_its_peers() {
     // Nor may a new one take what its routers have.
     let thief = Snapshot::from_objects([underlay("c", 9, 65000, "10.254.0.0/16")]).unwrap();
     rest.underlays.extend(thief.underlays);
-    let told: Vec<_> = plan(&rest).notices.into_iter().filter(|n| n.message.contains("of Underlay `a`")).collect();
+    let told: Vec<_> =
+        plan(&rest).notices.into_iter().filter(|n| n.message.contains("of Underlay `a`")).collect();
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].reason, reason::OVERLAPPING_CIDRS);
+}
+
+/// Names, values and ASNs are settled among Underlays that work.
+#[test]
+fn no_bad_object_moves_a_rack_to_another_peer() {
+    let (rest, before) = racks(65000, 65001);
+    for (what, objects, _) in world::bad_objects() {
+        let bad = Snapshot::from_objects(objects).unwrap();
+        let mut with = rest.clone();
+        with.underlays.extend(bad.underlays);
+        with.tenants.extend(bad.tenants);
+        let after = plan(&with);
+        assert_eq!(after.peers, before.peers, "{what}");
+        assert_eq!((&after.labels, &after.label_values), (&before.labels, &before.label_values), "{what}");
+    }
 }
 
 #[test]

@@ -48,7 +48,8 @@ pub(super) fn objects(snapshot: &Snapshot, valid: &Validated<'_>, placement: &Pl
         let pools: Vec<&Pool<'_>> =
             tenant.pools.iter().filter(|_| active).map(|&p| &valid.pools[p]).collect();
         let [_, plain_v6] = object_names(&tenant.name);
-        let of_tenant = |peer: &str| peer == name || peer == plain_v6 || peer.starts_with(&format!("{name}."));
+        let of_tenant =
+            |peer: &str| peer == name || peer == plain_v6 || peer.starts_with(&format!("{name}."));
         let wanted = |peer: &str| match active {
             true => pools.iter().any(|p| is_v6(p) == peer.ends_with("-v6")),
             false => standing.contains_key(peer),
@@ -57,14 +58,15 @@ pub(super) fn objects(snapshot: &Snapshot, valid: &Validated<'_>, placement: &Pl
         for &asn in &asns {
             let [peer, peer_v6] = peer_names(valid, &name, asn);
             for (peer, v6) in [(peer, false), (peer_v6, true)] {
-                let spec = router(valid, t, v6).filter(|_| wanted(&peer)).and_then(|address| {
-                    peer_spec(tenant, &name, address, asn, &valid.ready_value(asn))
-                });
+                let spec = router(valid, t, v6)
+                    .filter(|_| wanted(&peer))
+                    .and_then(|address| peer_spec(tenant, &name, address, asn, &valid.ready_value(asn)));
                 specs.insert(peer, spec);
             }
         }
         // What belongs to an Underlay that is not accepted stays while its nodes' labels stand.
-        for (&peer, object) in standing.range(name.as_str()..).take_while(|(peer, _)| peer.starts_with(&name)) {
+        for (&peer, object) in standing.range(name.as_str()..).take_while(|(peer, _)| peer.starts_with(&name))
+        {
             let value = match asn_of(peer) {
                 Some(asn) => format!("{}-{asn}", keys::READY),
                 None => keys::READY.to_owned(),

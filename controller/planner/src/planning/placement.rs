@@ -1,6 +1,6 @@
 //! Which node carries which tenant, and which tenants' peers it may have.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use calico_vni_crds::{
     keys,
@@ -54,7 +54,7 @@ pub(super) struct OnNode {
 impl Placement {
     /// Places all tenants.
     pub(super) fn of(snapshot: &Snapshot, valid: &Validated<'_>) -> Self {
-        let by_name: BTreeMap<&str, usize> =
+        let by_name: HashMap<&str, usize> =
             valid.tenants.iter().enumerate().map(|(t, tenant)| (tenant.name.as_str(), t)).collect();
         let active: Vec<bool> = valid
             .tenants
@@ -65,6 +65,9 @@ impl Placement {
         let everywhere: Vec<usize> = (0..active.len())
             .filter(|&t| active[t] && valid.tenants[t].settings.placement == Where::AllNodes)
             .collect();
+        // What a router says of each tenant when it stands there.
+        let programmed: Vec<Option<(String, u32)>> =
+            valid.tenants.iter().map(|t| Some((t.name.clone(), t.vni?))).collect();
         let mut labelled = vec![0; active.len()];
         let nodes = valid.nodes.iter().enumerate().map(|(n, node)| {
             let standing: Vec<usize> =
@@ -74,7 +77,7 @@ impl Placement {
             }
             let agent = snapshot.agents.get(node.name);
             let answers = |t: usize| match agent {
-                Some(agent) if !agent.awaited => stands(agent, &valid.tenants[t]),
+                Some(agent) if !agent.awaited => stands(agent, programmed[t].as_ref()),
                 _ => standing.contains(&t),
             };
             let mut on_node = OnNode { labelled: !node.ready.is_empty(), ..OnNode::default() };
@@ -173,7 +176,7 @@ fn hosted(snapshot: &Snapshot, valid: &Validated<'_>, active: &[bool]) -> Vec<Ve
         }
     }
     pools.sort_unstable();
-    let by_name: BTreeMap<&str, usize> =
+    let by_name: HashMap<&str, usize> =
         valid.nodes.iter().enumerate().map(|(n, node)| (node.name, n)).collect();
     let mut hosted = vec![Vec::new(); valid.nodes.len()];
     for block in snapshot.blocks.iter().filter(|b| !b.spec.is_deleted()) {
@@ -211,16 +214,14 @@ fn other_values(valid: &Validated<'_>, node: &Node<'_>, underlay: usize) -> bool
 /// has lost its pools, or may not be on this node by its selector does not: whoever said so wants it gone.
 fn lingers(snapshot: &Snapshot, node: &Node<'_>, tenant: &Tenant<'_>) -> bool {
     let over = &snapshot.lingered;
-    selects(tenant, node)
-        && (over.is_empty() || !over.contains(&(node.name.to_owned(), tenant.name.clone())))
+    selects(tenant, node) && (over.is_empty() || !over.contains(&(node.name.to_owned(), tenant.name.clone())))
 }
 
 /// Whether the node's router says that the tenant stands.
-fn stands(agent: &Agent, tenant: &Tenant<'_>) -> bool {
-    let Some(vni) = tenant.vni else { return false };
-    agent.frr_running
-        && !agent.failed.contains_key(&tenant.name)
-        && agent.programmed.contains(&(tenant.name.clone(), vni))
+fn stands(agent: &Agent, tenant: Option<&(String, u32)>) -> bool {
+    let stands =
+        |tenant: &(String, u32)| !agent.failed.contains_key(&tenant.0) && agent.programmed.contains(tenant);
+    agent.frr_running && tenant.is_some_and(stands)
 }
 
 fn tenant_model(

@@ -35,7 +35,8 @@ pub(super) fn tenants(
     let mut allocated = BTreeMap::new();
     for t in order {
         // What routers run with is given up first, everywhere, and only then is the new written.
-        if (tenants[t].kept_vni().is_some() || tenants[t].kept_link().is_some()) && carried(&tenants[t].name) {
+        if (tenants[t].kept_vni().is_some() || tenants[t].kept_link().is_some()) && carried(&tenants[t].name)
+        {
             continue;
         }
         let Some(vni) = tenants[t].vni.or_else(|| free_vnis.next()) else {

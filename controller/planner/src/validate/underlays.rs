@@ -134,11 +134,7 @@ pub(super) fn is_ready_value(value: &str) -> bool {
 
 /// The ASN whose BGPPeers and labels carry no ASN in their names and values: that of the oldest Underlay that is accepted
 /// or has running nodes. One that carries it already goes on so, whoever comes and goes: a change would end sessions.
-pub(super) fn plain_asn(
-    snapshot: &Snapshot,
-    underlays: &[Underlay<'_>],
-    nodes: &[Node<'_>],
-) -> Option<u32> {
+pub(super) fn plain_asn(snapshot: &Snapshot, underlays: &[Underlay<'_>], nodes: &[Node<'_>]) -> Option<u32> {
     let named: BTreeSet<u32> = snapshot.peers.iter().filter_map(|peer| asn_of(peer.name())).collect();
     let runs = |underlay: &&Underlay<'_>| {
         let waits = |&n: &usize| nodes[n].seat == Seat::Waiting && !nodes[n].ready.is_empty();
