@@ -4,8 +4,9 @@ use std::{fs, net::SocketAddr, time::Duration};
 
 use anyhow::{Result, ensure};
 use calico_vni_e2e::{
-    nodes::protocol::{Command, Health, Probe, Probed},
+    nodes::protocol::{Command, Flow, Health, Probe, Probed},
     site::{Mode, Site},
+    steady::Steady,
     wait,
 };
 use tempfile::TempDir;
@@ -14,15 +15,19 @@ use tokio::{io::AsyncWriteExt, net::TcpListener};
 /// What a loaded machine may take for what takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Two namespaces, a and b, on one link: 192.0.2.1 and .2. Nobody has .3.
+/// Two namespaces, a and b, on one link: 192.0.2.1 and .2, 2001:db8::1 and ::2. Nobody has .3 and ::3.
 async fn site() -> (Site, TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let site = Site::start(Mode::Native, directory.path()).await.unwrap();
     let own = ["netns add a", "netns add b", "link add ve0 netns a type veth peer name ve0 netns b"];
     site.nodes.ip(None, own.map(str::to_owned).into()).await.unwrap();
-    for (netns, address) in [("a", "192.0.2.1/24"), ("b", "192.0.2.2/24")] {
-        let lines =
-            [format!("addr add {address} dev ve0"), "link set ve0 up".into(), "link set lo up".into()];
+    for (netns, number) in [("a", 1), ("b", 2)] {
+        let lines = [
+            format!("addr add 192.0.2.{number}/24 dev ve0"),
+            format!("addr add 2001:db8::{number}/64 dev ve0 nodad"),
+            "link set ve0 up".into(),
+            "link set lo up".into(),
+        ];
         site.nodes.ip(Some(netns), lines.into()).await.unwrap();
     }
     (site, directory)
@@ -78,11 +83,99 @@ async fn probes_tell_answers_from_silence_and_refusal() {
     let rule = "table ip t { chain c { type filter hook input priority 0; icmp type echo-request drop; }; }";
     let nft = Command { stdin: rule.into(), ..command("b", &["nft", "-f", "-"]) };
     assert_eq!(nodes.exec(nft).await.unwrap().code, 0);
-    assert_eq!(
-        one(&site, probe("a", "192.0.2.2", None)).await,
-        Probed::default()
-    );
+    assert_eq!(one(&site, probe("a", "192.0.2.2", None)).await, Probed::default());
     assert!(one(&site, probe("b", "192.0.2.1", None)).await.answered());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_arrives_is_counted_where_it_arrives() {
+    let (site, _directory) = site().await;
+    let nodes = &site.nodes;
+    nodes.serve("b", "[::]:80".parse().unwrap(), "hello").await.unwrap();
+    let counted = |target: &str, port| Probe { count_in: Some("b".into()), ..probe("a", target, port) };
+    let probes = || {
+        vec![
+            counted("192.0.2.2", None),
+            counted("2001:db8::2", None),
+            counted("192.0.2.2", Some(80)),
+            counted("2001:db8::2", Some(80)),
+        ]
+    };
+    let results = nodes.probe(probes()).await.unwrap();
+    assert!(results.iter().all(|r| r.answered() && r.arrived >= Some(1)), "{results:?}");
+    let uncounted = one(&site, probe("a", "192.0.2.2", None)).await;
+    assert!(uncounted.answered() && uncounted.arrived.is_none(), "{uncounted:?}");
+    for nobody in ["192.0.2.3", "2001:db8::3"] {
+        assert_eq!(one(&site, counted(nobody, None)).await.arrived, Some(0));
+    }
+
+    // What arrives counts also where a rule then drops it: a missing answer alone would look like silence.
+    let rule = "table inet t { chain c { type filter hook prerouting priority raw; \
+                icmp type echo-request drop; icmpv6 type echo-request drop; tcp flags syn drop; }; }";
+    let nft = Command { stdin: rule.into(), ..command("b", &["nft", "-f", "-"]) };
+    assert_eq!(nodes.exec(nft).await.unwrap().code, 0);
+    let results = nodes.probe(probes()).await.unwrap();
+    assert!(results.iter().all(|r| !r.answered() && r.arrived >= Some(1)), "{results:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steady_flows_are_counted_at_both_ends() {
+    let (site, _directory) = site().await;
+    let nodes = &site.nodes;
+    nodes.serve("b", "[::]:80".parse().unwrap(), "hello").await.unwrap();
+    let flow = |source: &str, target: &str, port| Flow {
+        netns: "a".into(),
+        source: source.parse().unwrap(),
+        target: target.parse().unwrap(),
+        port,
+        count_in: "b".into(),
+    };
+    let open = [
+        flow("192.0.2.1", "192.0.2.2", None),
+        flow("192.0.2.1", "192.0.2.2", Some(80)),
+        flow("2001:db8::1", "2001:db8::2", None),
+        flow("2001:db8::1", "2001:db8::2", Some(80)),
+    ];
+    let others = [
+        // Its answers have nowhere to go.
+        flow("198.51.100.1", "192.0.2.2", None),
+        flow("192.0.2.1", "192.0.2.3", None),
+        flow("192.0.2.1", "203.0.113.1", Some(80)),
+    ];
+    let steady =
+        Steady::start(nodes, Duration::from_millis(50), [&open[..], &others[..]].concat()).await.unwrap();
+    wait::until("every open flow to be answered often", PATIENCE, async || {
+        let seen = steady.so_far().await?;
+        ensure!(seen[..4].iter().all(|f| f.answered >= 5) && seen[4].arrived >= 5, "{seen:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+
+    // The link goes down: nothing is answered for as long, and the gap is told.
+    let before = steady.so_far().await.unwrap();
+    nodes.ip(Some("b"), vec!["link set ve0 down".into()]).await.unwrap();
+    let down = std::time::Instant::now();
+    wait::always("the silence", Duration::from_millis(700), async || Ok(())).await.unwrap();
+    let silence = down.elapsed();
+    let up = ["link set ve0 up", "addr replace 2001:db8::2/64 dev ve0 nodad"].map(str::to_owned);
+    nodes.ip(Some("b"), up.into()).await.unwrap();
+    wait::until("every open flow to be answered again", PATIENCE, async || {
+        let seen = steady.so_far().await?;
+        ensure!(seen[..4].iter().zip(&before).all(|(f, b)| f.answered >= b.answered + 5), "{seen:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let results = steady.stop().await.unwrap();
+    for result in &results[..4] {
+        assert!(u128::from(result.longest_gap_ms) >= silence.as_millis(), "{result:?} after {silence:?}");
+        assert!(result.answered <= result.arrived && result.arrived <= result.sent, "{result:?}");
+    }
+    assert!(results[4].arrived > 0 && results[4].answered == 0, "{:?}", results[4]);
+    assert!(results[5].sent > 0 && results[5].arrived == 0, "{:?}", results[5]);
+    assert!(results[6].refused > 0 && results[6].sent == 0, "{:?}", results[6]);
+    assert!(results[6].error.contains("unreachable"), "{:?}", results[6]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
