@@ -11,11 +11,14 @@ use calico_vni_crds::{
     Tenant, Underlay,
     calico::{
         BgpConfigurationSpec, BgpFilterSpec, BgpPeerSpec, BlockAffinitySpec, CalicoApi, CalicoSpec,
-        IpPoolSpec, IpamConfigSpec,
+        FelixConfigurationSpec, IpPoolSpec, IpamConfigSpec,
     },
 };
 use calico_vni_planner::Snapshot;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::{
+    core::v1::{Namespace, Node},
+    discovery::v1::EndpointSlice,
+};
 use kube::{
     Api, Client, Config,
     api::{ApiResource, DynamicObject, ListParams},
@@ -66,6 +69,8 @@ async fn read(client: &Client) -> anyhow::Result<Snapshot> {
         ApiResource::erase::<Tenant>(&()),
         ApiResource::erase::<Underlay>(&()),
         ApiResource::erase::<Node>(&()),
+        ApiResource::erase::<Namespace>(&()),
+        ApiResource::erase::<EndpointSlice>(&()),
         calico::<IpPoolSpec>(api),
         calico::<BlockAffinitySpec>(api),
         calico::<BgpConfigurationSpec>(api),
@@ -79,8 +84,10 @@ async fn read(client: &Client) -> anyhow::Result<Snapshot> {
             )
         })?);
     }
-    // Calico serves the settings of its IPAM only from a later release on; absent, they are at their defaults.
+    // Calico serves the settings of its IPAM only from a later release on, and makes Felix's itself; absent, they are at
+    // their defaults.
     objects.extend(list(client, &calico::<IpamConfigSpec>(api)).await?.unwrap_or_default());
+    objects.extend(list(client, &calico::<FelixConfigurationSpec>(api)).await?.unwrap_or_default());
     let mut snapshot = Snapshot::from_objects(objects)?;
     snapshot.calico_api = api;
     Ok(snapshot)

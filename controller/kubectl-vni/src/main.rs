@@ -45,7 +45,7 @@ enum Command {
   kubectl vni plan -f underlay.yaml -f pools.yaml
 
   # The same for a cluster's saved state, as YAML
-  kubectl get tenants,underlays,nodes,ippools,blockaffinities -o yaml | kubectl vni plan -f - -o yaml
+  kubectl get tenants,underlays,nodes,namespaces,ippools,blockaffinities -o yaml | kubectl vni plan -f - -o yaml
 
 Exit codes:
   0  all is well

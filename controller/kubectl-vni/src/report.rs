@@ -1,17 +1,22 @@
 //! A plan in plain words. Pure: from the plan to text.
 
-use std::fmt::{self, Write};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write},
+    net::SocketAddr,
+};
 
 use calico_vni_crds::{
     Tenant, TenantStatus, UnderlayStatus,
     calico::{BgpFilterRule, FilterAction, MatchOperator},
+    keys,
 };
 use calico_vni_planner::{
     Plan, Snapshot,
     plan::{About, Notice},
     reason,
 };
-use calico_vni_proto::model::NodeConfig;
+use calico_vni_proto::model::{Endpoint, NodeConfig, Protocol};
 
 /// The plan at rest, marked with what is not yet as in the snapshot.
 pub fn text(now: &Snapshot, rest: &Snapshot, plan: &Plan) -> String {
@@ -67,6 +72,20 @@ fn write<'a>(out: &mut String, now: &'a Snapshot, rest: &'a Snapshot, plan: &Pla
             writeln!(out, "  {net}")?;
         }
     }
+    if !plan.guard.services.is_empty() {
+        heading(out, "SHARED SERVICES (what tenants reach outside their VRFs)", false)?;
+        for service in &plan.guard.services {
+            let endpoints: Vec<String> = service.endpoints.iter().map(endpoint).collect();
+            writeln!(out, "  {}: {}", service.name, endpoints.join(", "))?;
+        }
+    }
+    let namespaces: Vec<_> = plan.namespaces.iter().map(|(name, entry)| (name, namespace(entry))).collect();
+    if !namespaces.is_empty() {
+        heading(out, "NAMESPACES (Calico's annotations of their pods' pools)", false)?;
+        for (name, what) in namespaces {
+            writeln!(out, "  {name}: {what}")?;
+        }
+    }
     let notes = notes(plan);
     if !notes.is_empty() {
         heading(out, "NOTES", false)?;
@@ -82,11 +101,35 @@ fn write<'a>(out: &mut String, now: &'a Snapshot, rest: &'a Snapshot, plan: &Pla
                 About::Tenant(name) => ("Tenant", name),
                 About::Underlay(name) => ("Underlay", name),
                 About::Node(name) => ("Node", name),
+                About::Namespace(name) => ("Namespace", name),
             };
             writeln!(out, "  {kind} {name}: {reason}: {message}")?;
         }
     }
     Ok(())
+}
+
+fn endpoint(endpoint: &Endpoint) -> String {
+    let address = SocketAddr::new(endpoint.address, endpoint.port);
+    let protocol = match endpoint.protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+        Protocol::Sctp => "SCTP",
+    };
+    format!("{address}/{protocol}")
+}
+
+/// Annotations to hold, and those that go.
+fn namespace(entry: &BTreeMap<String, Option<String>>) -> String {
+    let pools = [(keys::CALICO_POOLS_V4, "IPv4"), (keys::CALICO_POOLS_V6, "IPv6")].into_iter();
+    let said = pools.filter_map(|(key, family)| {
+        Some(match entry.get(key)? {
+            Some(list) => format!("{family} from {list}"),
+            None => format!("{family} from no pool of ours any more"),
+        })
+    });
+    let said: Vec<String> = said.collect();
+    if said.is_empty() { "our mark goes".to_owned() } else { said.join(", ") }
 }
 
 fn heading(out: &mut String, title: &str, empty: bool) -> fmt::Result {
@@ -126,6 +169,17 @@ fn tenant(
         match &pool.reason {
             None => writeln!(out)?,
             Some(reason) => writeln!(out, " is refused: {reason}")?,
+        }
+    }
+    for condition in &status.conditions {
+        // Without slices among the manifests nothing is known of endpoints.
+        let known = condition.reason != reason::NO_ENDPOINTS || !plan.guard.services.is_empty();
+        if ["NamespacesAssigned", "ServicesReachable"].contains(&condition.type_.as_str())
+            && condition.status != "True"
+            && condition.reason != reason::NOT_ACCEPTED
+            && known
+        {
+            writeln!(out, "    {}", condition.message)?;
         }
     }
     // What is refused is told below, with the way out.

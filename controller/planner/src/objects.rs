@@ -52,7 +52,11 @@ impl Snapshot {
                 let group = api.split('/').next().unwrap_or_default();
                 v1 |= group == CalicoApi::CrdV1.group();
                 v3 |= group == CalicoApi::V3.group();
-                if snapshot.add(group, &kind, &name, object)? && !seen.insert((kind.clone(), name.clone())) {
+                // Of the kinds looked at only EndpointSlices have a namespace of their own.
+                let namespace = text("/metadata/namespace").unwrap_or_default();
+                if snapshot.add(group, &kind, &name, object)?
+                    && !seen.insert((kind.clone(), namespace, name.clone()))
+                {
                     return Err(ObjectError::Twice { kind, name });
                 }
             }
@@ -69,11 +73,14 @@ impl Snapshot {
             ("calico-vni.io", "Tenant") => self.tenants.push(read(kind, name, object)?),
             ("calico-vni.io", "Underlay") => self.underlays.push(read(kind, name, object)?),
             ("v1", "Node") => self.nodes.push(read(kind, name, object)?),
+            ("v1", "Namespace") => self.namespaces.push(read(kind, name, object)?),
+            ("discovery.k8s.io", "EndpointSlice") => self.endpoint_slices.push(read(kind, name, object)?),
             ("projectcalico.org" | "crd.projectcalico.org", kind) => match kind {
                 "IPPool" => self.pools.push(read(kind, name, object)?),
                 "BlockAffinity" => self.blocks.push(read(kind, name, object)?),
                 "BGPConfiguration" => self.bgp_configurations.push(read(kind, name, object)?),
                 "IPAMConfig" | "IPAMConfiguration" => self.ipam_configs.push(read(kind, name, object)?),
+                "FelixConfiguration" => self.felix_configurations.push(read(kind, name, object)?),
                 "BGPPeer" if ours => self.peers.push(read(kind, name, object)?),
                 "BGPFilter" if ours => self.filters.push(read(kind, name, object)?),
                 _ => return Ok(false),

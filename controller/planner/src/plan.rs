@@ -32,6 +32,10 @@ pub struct Plan {
     pub peers: BTreeMap<String, BgpPeer>,
     /// Tenants whose ready label each node should have; every known node has an entry.
     pub labels: BTreeMap<String, BTreeSet<String>>,
+    /// Value of the ready labels of a node where that is not [`calico_vni_crds::keys::READY`]: there BIRD has to meet
+    /// another ASN.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub label_values: BTreeMap<String, String>,
     /// What each node carries. A node without an entry is left as it is: several Underlays select it, or only ones that
     /// are not accepted; its router index is not kept yet; or no Underlay selects it and it still has a ready label.
     /// Taking everything off a node is said explicitly, by an entry without underlay.
@@ -102,4 +106,6 @@ pub enum About {
     Underlay(String),
     /// A Node.
     Node(String),
+    /// A Namespace.
+    Namespace(String),
 }

@@ -21,6 +21,9 @@ pub const NAT_OUTGOING: &str = "NatOutgoing";
 /// A pool overlaps what was there before.
 pub const POOL_OVERLAP: &str = "PoolOverlap";
 
+/// A pool's annotation, or the pool itself, was taken away while pods live in it: it keeps its VRF until they are gone.
+pub const LEAVING: &str = "Leaving";
+
 /// A name that cannot be a tenant's.
 pub const INVALID_NAME: &str = "InvalidName";
 /// Another Tenant has the VNI.
@@ -31,6 +34,8 @@ pub const INVALID_ROUTE_TARGET: &str = "InvalidRouteTarget";
 pub const INVALID_SELECTOR: &str = "InvalidSelector";
 /// A prefix of the shared services that is none.
 pub const INVALID_SHARED_CIDR: &str = "InvalidSharedCIDR";
+/// A shared service's name that is none.
+pub const INVALID_SERVICE: &str = "InvalidService";
 /// A limit of zero.
 pub const INVALID_MAX_PREFIXES: &str = "InvalidMaxPrefixes";
 /// No VNI is given, and none could be allocated.
@@ -44,8 +49,6 @@ pub const ASN_CONFLICT: &str = "ASNConflict";
 pub const INVALID_ASN: &str = "InvalidASN";
 /// Prefixes of an Underlay overlap each other, or another Underlay's.
 pub const OVERLAPPING_CIDRS: &str = "OverlappingCIDRs";
-/// An Underlay's ASN differs from that of the first one.
-pub const DIFFERENT_ASN: &str = "DifferentASN";
 /// An Underlay's host link prefixes differ from those of the first one.
 pub const DIFFERENT_HOST_LINKS: &str = "DifferentHostLinks";
 /// Tunnel end points of IPv6 are not supported yet.
@@ -59,10 +62,41 @@ pub const INVALID_MTU: &str = "InvalidMTU";
 /// A range of VNIs that is empty or out of bounds.
 pub const INVALID_VNI_RANGE: &str = "InvalidVNIRange";
 
+/// Calico's eBPF data plane is on: packets would go past the policy rules and the guard.
+pub const EBPF_DATA_PLANE: &str = "EBPFDataPlane";
+/// Felix takes routing tables for itself that are tenants'.
+pub const ROUTE_TABLES_OVERLAP: &str = "RouteTablesOverlap";
+/// Felix keeps to its own routing tables.
+pub const ROUTE_TABLES_FREE: &str = "RouteTablesFree";
+/// The data plane is one of those that this works with.
+pub const SUPPORTED: &str = "Supported";
+/// Routers tell of something on their nodes.
+pub const NODE_NOTICES: &str = "NodeNotices";
+
 /// Several Underlays select a Node.
 pub const UNDERLAY_AMBIGUOUS: &str = "UnderlayAmbiguous";
 /// All router indexes of an Underlay are in use.
 pub const NO_ROUTER_INDEX: &str = "NoRouterIndex";
+
+/// Namespaces get their pods' addresses from the tenant's pools by Calico's annotations.
+pub const ANNOTATED: &str = "Annotated";
+/// Calico chooses the tenant's pools by their own `spec.namespaceSelector`.
+pub const CHOSEN_BY_CALICO: &str = "ChosenByCalico";
+/// No Namespace is selected.
+pub const NO_NAMESPACES: &str = "NoNamespaces";
+/// A Namespace's annotation of Calico's is somebody else's.
+pub const NAMESPACE_CONFLICT: &str = "NamespaceConflict";
+/// An older Tenant selects the Namespace too.
+pub const NAMESPACE_TAKEN: &str = "NamespaceTaken";
+/// The tenant has pools of one family, and the cluster gives pods addresses of both.
+pub const FAMILY_CLOSED: &str = "FamilyClosed";
+
+/// All shared services have endpoints.
+pub const REACHABLE: &str = "Reachable";
+/// A shared service has no endpoint.
+pub const NO_ENDPOINTS: &str = "NoEndpoints";
+/// A shared service has endpoints in some tenant's pool.
+pub const ENDPOINT_IN_TENANT: &str = "EndpointInTenant";
 
 /// A condition that holds.
 pub const ACCEPTED: &str = "Accepted";

@@ -61,14 +61,26 @@ pub fn carry_out(snapshot: &Snapshot, plan: &Plan) -> Snapshot {
         let labels = node.metadata.labels.get_or_insert_default();
         labels.retain(|key, _| !key.starts_with(keys::READY_LABEL_PREFIX));
         for tenant in plan.labels.get(&name).into_iter().flatten() {
-            labels.insert(keys::ready_label(tenant), keys::READY.to_owned());
+            let value = plan.label_values.get(&name).map_or(keys::READY, String::as_str);
+            labels.insert(keys::ready_label(tenant), value.to_owned());
         }
         if let (Some(agent), Some(config)) = (next.agents.get_mut(&name), plan.nodes.get(&name))
             && agent.rejected.is_none()
         {
             let failed = &agent.failed;
             let programmed = config.tenants.iter().filter(|t| !failed.contains_key(&t.name));
+            agent.asn = config.underlay.as_ref().map(|underlay| underlay.asn);
             agent.programmed = programmed.map(|t| (t.name.clone(), t.vni)).collect::<BTreeSet<_>>();
+        }
+    }
+    for namespace in &mut next.namespaces {
+        let entry = namespace.metadata.name.as_ref().and_then(|name| plan.namespaces.get(name));
+        for (key, value) in entry.into_iter().flatten() {
+            let annotations = namespace.metadata.annotations.get_or_insert_default();
+            match value {
+                Some(value) => annotations.insert(key.clone(), value.clone()),
+                None => annotations.remove(key),
+            };
         }
     }
     next.filters = plan.filters.values().cloned().collect();

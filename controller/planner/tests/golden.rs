@@ -49,6 +49,9 @@ fn reversed(snapshot: &Snapshot) -> Snapshot {
     reversed.ipam_configs.reverse();
     reversed.peers.reverse();
     reversed.filters.reverse();
+    reversed.felix_configurations.reverse();
+    reversed.namespaces.reverse();
+    reversed.endpoint_slices.reverse();
     reversed
 }
 

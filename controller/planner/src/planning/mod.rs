@@ -2,7 +2,10 @@
 
 mod calico;
 mod guard;
+mod health;
+mod namespaces;
 mod placement;
+mod services;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,13 +28,19 @@ pub fn plan(snapshot: &Snapshot) -> Plan {
         tenants: tenants_to_make(&valid),
         tenants_to_delete: names(&valid, |t| t.object.is_some() && t.managed && !t.named && !t.deleting),
         finalizers: names(&valid, |t| t.object.is_some() && !t.deleting),
-        guard: guard::guard(&valid),
+        guard: guard::guard(snapshot, &valid),
         ..Plan::default()
     };
     calico::objects(snapshot, &valid, &placement, &mut plan);
     plan.finished_tenants = finished(snapshot, &valid, &placement);
-    status::report(snapshot, &valid, &placement, &mut plan);
+    let services = services::follow(snapshot, &valid, &plan.guard);
+    plan.guard.services = services.shared;
+    let namespaces = namespaces::assign(snapshot, &valid);
+    plan.namespaces = namespaces.annotations;
+    status::report(snapshot, &valid, &placement, &[namespaces.told, services.told], &mut plan);
     plan.notices = notices(&valid);
+    plan.notices.extend(namespaces.notices);
+    plan.notices.extend(health::notices(snapshot, &valid));
     placement.into_plan(&valid, &mut plan);
     plan.allocations = valid.allocations;
     plan
@@ -59,6 +68,8 @@ fn finished(snapshot: &Snapshot, valid: &Validated<'_>, placement: &Placement) -
     let deleting = valid.tenants.iter().enumerate().filter(|(_, t)| t.deleting);
     let mut left: BTreeSet<&str> = deleting
         .filter(|&(t, _)| !placement.is_labelled(t))
+        // Pools that no annotation would quarantine once their Tenant is gone.
+        .filter(|&(t, _)| !valid.pools.iter().any(|p| p.leaving && p.claim == Claim::Tenant(t)))
         .map(|(_, tenant)| tenant.name.as_str())
         .collect();
     if left.is_empty() {
@@ -66,7 +77,12 @@ fn finished(snapshot: &Snapshot, valid: &Validated<'_>, placement: &Placement) -
     }
     let standing: BTreeSet<&str> =
         snapshot.peers.iter().map(Calico::name).chain(snapshot.filters.iter().map(Calico::name)).collect();
-    left.retain(|name| calico::object_names(name).iter().all(|object| !standing.contains(object.as_str())));
+    left.retain(|name| {
+        let [plain, v6] = calico::object_names(name);
+        // A BGPPeer for a second ASN has that in its name, after a dot.
+        let of_tenant = |object: &&str| **object == plain || **object == v6 || object.starts_with(&format!("{plain}."));
+        !standing.iter().any(|object| of_tenant(&object))
+    });
     // A router whose Node is gone can be told nothing, so nothing waits for it.
     for agent in valid.nodes.iter().filter_map(|node| snapshot.agents.get(node.name)) {
         for (name, _) in &agent.programmed {
@@ -85,6 +101,9 @@ fn notices(valid: &Validated<'_>) -> BTreeSet<Notice> {
     let mut notices = BTreeSet::new();
     for pool in &valid.pools {
         // That its Tenant goes is no surprise to whoever deleted it.
+        if pool.leaving && pool.verdict.is_none() {
+            notices.insert(notice(About::Pool(pool.name.to_owned()), &status::leaving(pool)));
+        }
         if let Some(verdict) = pool.verdict.as_ref().filter(|v| v.reason != reason::TENANT_TERMINATING) {
             notices.insert(notice(About::Pool(pool.name.to_owned()), verdict));
         }

@@ -11,15 +11,26 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 
-use super::{nobodys, placement::Placement};
+use super::{health, nobodys, placement::Placement};
 use crate::{
     Plan, Snapshot, reason,
     snapshot::Agent,
-    validate::{Claim, Pool, Seat, Tenant, Underlay, Validated},
+    validate::{Claim, Pool, Seat, Tenant, Underlay, Validated, Verdict},
 };
 
 /// How many of a list a message names.
 const NAMED: usize = 3;
+
+/// A condition of one object, found elsewhere.
+#[derive(Clone, Debug)]
+pub(super) struct Told {
+    /// Whether it holds.
+    pub holds: bool,
+    /// One word.
+    pub reason: &'static str,
+    /// What is so, with the way out where it is wrong.
+    pub message: String,
+}
 
 /// How a tenant or an underlay fares on the nodes.
 #[derive(Clone, Debug, Default)]
@@ -51,8 +62,14 @@ impl Tally {
     }
 }
 
-/// Puts the statuses into the plan.
-pub(super) fn report(snapshot: &Snapshot, valid: &Validated<'_>, placement: &Placement, plan: &mut Plan) {
+/// Puts the statuses into the plan, with what was found of each tenant's namespaces and services.
+pub(super) fn report(
+    snapshot: &Snapshot,
+    valid: &Validated<'_>,
+    placement: &Placement,
+    [namespaces, services]: &[Vec<Option<Told>>; 2],
+    plan: &mut Plan,
+) {
     let mut tenants = vec![Tally::default(); valid.tenants.len()];
     let mut underlays = vec![Tally::default(); valid.underlays.len()];
     for (node, on_node) in valid.nodes.iter().zip(&placement.nodes) {
@@ -76,9 +93,26 @@ pub(super) fn report(snapshot: &Snapshot, valid: &Validated<'_>, placement: &Pla
     }
     let prefixes = prefixes(snapshot, valid);
     let pools = pool_statuses(valid);
+    let mut noticed = health::by_tenant(snapshot, valid);
     for (t, tenant) in valid.tenants.iter().enumerate() {
         if tenant.object.is_some() {
-            let status = tenant_status(valid, placement, t, &tenants[t], pools[t].clone(), prefixes[t], plan);
+            let mut status = tenant_status(
+                snapshot,
+                valid,
+                placement,
+                t,
+                &tenants[t],
+                &pools[t],
+                noticed.remove(tenant.name.as_str()),
+                plan,
+            );
+            status.prefixes = Some(prefixes[t]);
+            let generation = tenant.object.and_then(|o| o.metadata.generation);
+            for (kind, told) in [("NamespacesAssigned", &namespaces[t]), ("ServicesReachable", &services[t])]
+            {
+                let told = told.clone().map(|t| condition(kind, t.holds, t.reason, t.message, generation));
+                status.conditions.extend(told);
+            }
             plan.tenant_status.insert(tenant.name.clone(), status);
         }
     }
@@ -113,13 +147,26 @@ fn prefixes(snapshot: &Snapshot, valid: &Validated<'_>) -> Vec<u32> {
 }
 
 fn pool_status(pool: &Pool<'_>) -> PoolStatus {
+    let leaving = (pool.leaving && pool.verdict.is_none()).then(|| leaving(pool));
+    let verdict = pool.verdict.as_ref().or(leaving.as_ref());
     PoolStatus {
         name: pool.name.to_owned(),
         cidr: pool.object.spec.cidr.clone(),
         accepted: pool.verdict.is_none(),
-        reason: pool.verdict.as_ref().map(|v| v.reason.to_owned()),
-        message: pool.verdict.as_ref().map(|v| v.message.clone()),
+        reason: verdict.map(|v| v.reason.to_owned()),
+        message: verdict.map(|v| v.message.clone()),
     }
+}
+
+/// Why a pool that names no tenant is still in one.
+pub(super) fn leaving(pool: &Pool<'_>) -> Verdict {
+    let cidr = &pool.object.spec.cidr;
+    Verdict::new(
+        reason::LEAVING,
+        format!(
+            "it names this Tenant no more, but blocks of {cidr} are live: its pods stay in the VRF until the last of them is gone; delete them, or annotate the pool again"
+        ),
+    )
 }
 
 /// Of each tenant, the pools that name it.
@@ -134,12 +181,13 @@ fn pool_statuses(valid: &Validated<'_>) -> Vec<Vec<PoolStatus>> {
 }
 
 fn tenant_status(
+    snapshot: &Snapshot,
     valid: &Validated<'_>,
     placement: &Placement,
     t: usize,
     tally: &Tally,
-    pools: Vec<PoolStatus>,
-    prefixes: u32,
+    pools: &[PoolStatus],
+    noticed: Option<String>,
     plan: &Plan,
 ) -> TenantStatus {
     let tenant = &valid.tenants[t];
@@ -152,15 +200,17 @@ fn tenant_status(
         Some(verdict) => condition("Accepted", false, verdict.reason, verdict.message.clone()),
         None => condition("Accepted", true, reason::ACCEPTED, "its pods may live in the VRF".into()),
     };
-    let (programmed, why, message) = programmed(valid, placement, t, tally, plan);
+    let (programmed, why, message) = programmed(snapshot, valid, placement, t, tally, plan);
     let refused: Vec<&PoolStatus> = pools.iter().filter(|p| !p.accepted).collect();
     let degraded = if !tally.degraded.is_empty() {
         condition("Degraded", true, reason::NODES_DEGRADED, tally.troubles())
-    } else if refused.is_empty() || tenant.deleting {
-        condition("Degraded", false, reason::HEALTHY, "no router and no pool has trouble".into())
-    } else {
+    } else if !refused.is_empty() && !tenant.deleting {
         let named = refused.iter().map(|p| format!("{}: {}", p.name, p.message.clone().unwrap_or_default()));
         condition("Degraded", true, reason::POOLS_NOT_ACCEPTED, some_of(named))
+    } else if let Some(message) = noticed {
+        condition("Degraded", true, reason::NODE_NOTICES, message)
+    } else {
+        condition("Degraded", false, reason::HEALTHY, "no router and no pool has trouble".into())
     };
     TenantStatus {
         vni,
@@ -168,13 +218,14 @@ fn tenant_status(
         vrf: vni.map(names::vrf),
         accepted_pools: Some(format!("{}/{}", pools.len() - refused.len(), pools.len())),
         nodes: Some(tally.counts()),
-        prefixes: Some(prefixes),
+        prefixes: None,
         conditions: vec![accepted, condition("Programmed", programmed, why, message), degraded],
-        pools,
+        pools: pools.to_vec(),
     }
 }
 
 fn programmed(
+    snapshot: &Snapshot,
     valid: &Validated<'_>,
     placement: &Placement,
     t: usize,
@@ -184,11 +235,11 @@ fn programmed(
     let tenant: &Tenant<'_> = &valid.tenants[t];
     if tenant.deleting {
         let message = if plan.finished_tenants.contains(&tenant.name) {
-            "nothing of it is left"
+            "nothing of it is left".to_owned()
         } else {
-            "waits until no node carries it any more"
+            format!("waits: {}", waits_for(snapshot, valid, t))
         };
-        return (false, reason::TERMINATING, message.into());
+        return (false, reason::TERMINATING, message);
     }
     if let Some(verdict) = &tenant.verdict {
         return (false, reason::NOT_ACCEPTED, format!("is not accepted: {}", verdict.message));
@@ -221,6 +272,37 @@ fn programmed(
             format!("stands on {programmed} of {desired} nodes; {}", tally.troubles()),
         ),
     }
+}
+
+/// What a deleted tenant waits for.
+fn waits_for(snapshot: &Snapshot, valid: &Validated<'_>, t: usize) -> String {
+    let name = valid.tenants[t].name.as_str();
+    let nodes = valid.nodes.iter().filter_map(|node| {
+        let labelled = node.ready.contains(&name);
+        let agent = snapshot.agents.get(node.name);
+        let carried = agent.is_some_and(|a| a.programmed.iter().any(|(tenant, _)| tenant == name));
+        let why = match agent {
+            _ if !labelled && !carried => return None,
+            None => "its agent is not connected".to_owned(),
+            Some(Agent { rejected: Some(why), .. }) => format!("its agent refuses its configuration: {why}"),
+            Some(Agent { awaited: true, .. }) => "its agent has not said yet what stands".to_owned(),
+            Some(_) => "its router still carries it".to_owned(),
+        };
+        Some(format!("node {}: {why}", node.name))
+    });
+    let mut nodes = nodes.peekable();
+    if nodes.peek().is_some() {
+        return some_of(nodes);
+    }
+    let leaving = valid.pools.iter().filter(|p| p.leaving && p.claim == Claim::Tenant(t));
+    let mut leaving = leaving.map(|p| format!("IPPool `{}`", p.name)).peekable();
+    if leaving.peek().is_some() {
+        return format!(
+            "blocks are live of {}, which has no annotation to quarantine its pods by; delete those pods",
+            some_of(leaving)
+        );
+    }
+    "its BGPPeers and its BGPFilter are being deleted".to_owned()
 }
 
 fn underlay_status(
@@ -275,11 +357,15 @@ fn underlay_status(
     } else {
         condition("StrictAffinity", false, reason::NOT_STRICT, STRICT_AFFINITY.into())
     };
+    let conditions = [accepted, condition("Programmed", holds, why, message), pools, strict].into_iter();
+    let more = health::of_underlay(snapshot, valid, underlay)
+        .into_iter()
+        .map(|(kind, told)| condition(kind, told.holds, told.reason, told.message));
     UnderlayStatus {
         nodes: Some(tally.counts()),
         sessions: Some(sessions(snapshot, valid, underlay)),
         quarantined_pools: quarantined.to_vec(),
-        conditions: vec![accepted, condition("Programmed", holds, why, message), pools, strict],
+        conditions: conditions.chain(more).collect(),
     }
 }
 
@@ -320,7 +406,7 @@ fn condition(kind: &str, holds: bool, reason: &str, message: String, generation:
 }
 
 /// The first few, and how many more there are.
-fn some_of(mut items: impl Iterator<Item = String>) -> String {
+pub(super) fn some_of(mut items: impl Iterator<Item = String>) -> String {
     let named: Vec<String> = items.by_ref().take(NAMED).collect();
     match items.count() {
         0 => named.join("; "),

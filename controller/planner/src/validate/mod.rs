@@ -7,11 +7,13 @@
 mod allocate;
 mod nodes;
 mod pools;
+pub(crate) mod preconditions;
 mod tenants;
 mod underlays;
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
+use calico_vni_crds::keys;
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
 
 pub use self::{
@@ -20,7 +22,11 @@ pub use self::{
     tenants::Tenant,
     underlays::Underlay,
 };
-use crate::{Snapshot, plan::Allocations};
+pub(crate) use self::underlays::asn_of;
+use crate::{
+    Snapshot,
+    plan::{Allocations, TenantAllocation},
+};
 
 /// Why an object is not honoured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +57,10 @@ pub struct Validated<'a> {
     pub nodes: Vec<Node<'a>>,
     /// Tenants, and after them those that are to be made.
     pub tenants: Vec<Tenant<'a>>,
+    /// Numbers with which routers may run each tenant.
+    pub running: Vec<Option<TenantAllocation>>,
+    /// The ASN that names and labels do without.
+    pub plain_asn: Option<u32>,
     /// Pools.
     pub pools: Vec<Pool<'a>>,
     /// What has to be kept before it may be used.
@@ -62,6 +72,11 @@ impl Validated<'_> {
     pub fn fabric(&self) -> Option<&underlays::Settings> {
         self.fabric.and_then(|u| self.underlays[u].accepted())
     }
+
+    /// Value of the ready labels of nodes whose routers have this ASN.
+    pub fn ready_value(&self, asn: u32) -> Cow<'static, str> {
+        if self.plain_asn == Some(asn) { keys::READY.into() } else { format!("{}-{asn}", keys::READY).into() }
+    }
 }
 
 /// Parses and judges everything.
@@ -70,6 +85,7 @@ pub fn validate(snapshot: &Snapshot) -> Validated<'_> {
     let mut nodes = nodes::parse(snapshot, calico_asn);
     let mut underlays = underlays::parse(snapshot);
     underlays::select(&mut underlays, &nodes);
+    preconditions::refuse(snapshot, &mut underlays);
     let fabric = underlays::judge(&mut underlays, &nodes, calico_asn);
     let mut allocations =
         Allocations { nodes: nodes::seat(&mut nodes, &underlays), tenants: BTreeMap::new() };
@@ -79,12 +95,22 @@ pub fn validate(snapshot: &Snapshot) -> Validated<'_> {
     let link_capacity = fabric.and_then(|u| underlays[u].accepted()).map(underlays::Settings::link_capacity);
     tenants::settle_links(&mut tenants, link_capacity);
     let mut pools = pools::parse(snapshot);
+    pools::remember(snapshot, &mut pools, &mut tenants);
     pools::name_tenants(&mut pools, &mut tenants);
     let ranges: Vec<_> =
         underlays.iter().filter_map(Underlay::accepted).filter_map(|s| s.vni_range).collect();
-    allocations.tenants = allocate::tenants(&mut tenants, &pools, &ranges, link_capacity);
+    let carried = |tenant: &str| {
+        nodes.iter().any(|node| {
+            let agent = snapshot.agents.get(node.name);
+            node.ready.contains(&tenant)
+                || agent.is_some_and(|a| a.programmed.iter().any(|(name, _)| name == tenant))
+        })
+    };
+    allocations.tenants = allocate::tenants(&mut tenants, &pools, &ranges, link_capacity, carried);
+    let running = allocate::running(&tenants);
     pools::judge(&mut pools, &mut tenants, &underlays);
-    Validated { calico_asn, underlays, fabric, nodes, tenants, pools, allocations }
+    let plain_asn = underlays::plain_asn(snapshot, &underlays, &nodes);
+    Validated { calico_asn, underlays, fabric, nodes, tenants, running, plain_asn, pools, allocations }
 }
 
 /// Who was first: by creation, then by name. An object that is not in a cluster yet comes after all that are.

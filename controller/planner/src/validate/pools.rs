@@ -1,22 +1,26 @@
 //! Pools: the tenant that each names, and whether its pods can live there.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use calico_vni_crds::{
-    calico::{Encapsulation, IpPool},
+    calico::{Encapsulation, IpPool, IpPoolSpec},
     keys,
 };
 use calico_vni_proto::names::VNI_MAX;
 use ipnet::IpNet;
 
 use super::{Age, Tenant, Underlay, Verdict, age};
-use crate::{prefix, reason, snapshot::Snapshot};
+use crate::{
+    prefix::{self, Span},
+    reason,
+    snapshot::Snapshot,
+};
 
 /// An IPPool.
 #[derive(Debug)]
 pub struct Pool<'a> {
-    /// As it stands.
-    pub object: &'a IpPool,
+    /// As it stands, or of one that is gone, what is known of it.
+    pub object: Cow<'a, IpPool>,
     /// Its name.
     pub name: &'a str,
     /// Its prefix, truncated to its length; `None` where it cannot be read.
@@ -27,8 +31,10 @@ pub struct Pool<'a> {
     pub claim: Claim,
     /// VNI that its annotation asks for, where that is one.
     pub annotated_vni: Option<u32>,
-    /// Why its pods are quarantined.
+    /// Why its pods are quarantined; of a plain one, what has to be told.
     pub verdict: Option<Verdict>,
+    /// Whether it belongs to its tenant only because blocks of it are live: its annotation is gone, or it is itself.
+    pub leaving: bool,
     annotated_tenant: Option<String>,
 }
 
@@ -53,6 +59,24 @@ impl Pool<'_> {
     }
 }
 
+impl Pool<'_> {
+    /// Whether its annotations name this tenant.
+    fn names(&self, tenant: &Tenant<'_>) -> bool {
+        match &self.annotated_tenant {
+            Some(name) => *name == tenant.name,
+            None => self.annotated_vni.is_some() && self.annotated_vni == tenant.vni,
+        }
+    }
+
+    /// A pool that is gone was there before all others.
+    fn age(&self) -> Age<'_> {
+        match &self.object {
+            Cow::Borrowed(object) => age(&object.metadata),
+            Cow::Owned(_) => (false, None, self.name),
+        }
+    }
+}
+
 /// All pools, by name, with what their annotations say.
 pub(super) fn parse(snapshot: &Snapshot) -> Vec<Pool<'_>> {
     let mut pools: Vec<Pool<'_>> = snapshot.pools.iter().map(pool).collect();
@@ -66,7 +90,7 @@ fn pool(object: &IpPool) -> Pool<'_> {
     let annotated_tenant = annotations.remove(keys::TENANT);
     let cidr = object.spec.cidr.parse::<IpNet>().ok().map(|net| net.trunc());
     let mut pool = Pool {
-        object,
+        object: Cow::Borrowed(object),
         name: object.name(),
         cidr,
         block_size: object.spec.block_size.unwrap_or(match cidr {
@@ -76,6 +100,7 @@ fn pool(object: &IpPool) -> Pool<'_> {
         claim: if vni.is_none() && annotated_tenant.is_none() { Claim::Plain } else { Claim::Nobody },
         annotated_vni: None,
         verdict: None,
+        leaving: false,
         annotated_tenant,
     };
     match vni.as_deref().map(parse_vni) {
@@ -183,11 +208,91 @@ fn to_be_made(
     (t, None)
 }
 
+/// Gives back to its tenant each pool that was accepted there and names it no more, while blocks of it are live: its
+/// pods would fall to the flat network in the middle of their lives. The tenant's own status is what remembers it.
+pub(super) fn remember<'a>(snapshot: &'a Snapshot, pools: &mut Vec<Pool<'a>>, tenants: &mut [Tenant<'a>]) {
+    let by_name: BTreeMap<&str, usize> = pools.iter().enumerate().map(|(p, pool)| (pool.name, p)).collect();
+    let mut blocks: Option<Vec<(Span, u8)>> = None;
+    let mut gone: Vec<Pool<'a>> = Vec::new();
+    for (t, tenant) in tenants.iter_mut().enumerate() {
+        let Some(status) = tenant.object.and_then(|object| object.status.as_ref()) else { continue };
+        for before in &status.pools {
+            // One that was refused never had its pods in the VRF; but a tenant that is being deleted refuses all.
+            if !before.accepted && before.reason.as_deref() != Some(reason::TENANT_TERMINATING) {
+                continue;
+            }
+            let standing = by_name.get(before.name.as_str()).copied();
+            if standing.is_some_and(|p| pools[p].claim != Claim::Plain) {
+                continue;
+            }
+            let Ok(net) = before.cidr.parse::<IpNet>().map(|net| net.trunc()) else { continue };
+            let blocks = blocks.get_or_insert_with(|| live(snapshot));
+            let Some(block_size) = largest(blocks, &net) else { continue };
+            let overlaps = |cidr: Option<IpNet>| cidr.is_some_and(|cidr| prefix::overlap(&cidr, &net));
+            match standing {
+                Some(p) if pools[p].cidr == Some(net) => {
+                    pools[p].claim = Claim::Tenant(t);
+                    pools[p].leaving = true;
+                }
+                // It was made again under another name; or another tenant remembers the same.
+                _ if pools.iter().any(|p| overlaps(p.cidr) && p.names(tenant))
+                    || gone.iter().any(|p| overlaps(p.cidr)) =>
+                {
+                    continue;
+                }
+                _ => {
+                    let spec = IpPoolSpec {
+                        cidr: before.cidr.clone(),
+                        block_size: Some(block_size),
+                        ..IpPoolSpec::default()
+                    };
+                    gone.push(Pool {
+                        object: Cow::Owned(IpPool::new(snapshot.calico_api, &before.name, spec)),
+                        name: &before.name,
+                        cidr: Some(net),
+                        block_size,
+                        claim: Claim::Tenant(t),
+                        annotated_vni: None,
+                        verdict: None,
+                        leaving: true,
+                        annotated_tenant: None,
+                    });
+                }
+            }
+            tenant.named = true;
+        }
+    }
+    if !gone.is_empty() {
+        pools.extend(gone);
+        pools.sort_by_key(|p| (p.name, p.cidr));
+    }
+}
+
+/// Live blocks in the order of their addresses, with their prefix lengths.
+fn live(snapshot: &Snapshot) -> Vec<(Span, u8)> {
+    let blocks = snapshot.blocks.iter().filter(|b| !b.spec.is_deleted());
+    let mut blocks: Vec<_> = (blocks.filter_map(|b| b.spec.cidr.parse::<IpNet>().ok()))
+        .map(|net| (prefix::span(&net), net.prefix_len()))
+        .collect();
+    blocks.sort_unstable();
+    blocks
+}
+
+/// Longest prefix of the blocks in a pool; `None` where there is none.
+fn largest(blocks: &[(Span, u8)], pool: &IpNet) -> Option<u8> {
+    let (v6, first, last) = prefix::span(pool);
+    let from = blocks.partition_point(|((w6, start, _), _)| (*w6, *start) < (v6, first));
+    let within = blocks[from..].iter().take_while(|((w6, start, _), _)| (*w6, *start) <= (v6, last));
+    within.map(|(_, size)| *size).max()
+}
+
 /// Judges each pool that names a tenant, and gives the accepted ones to their tenants.
 pub(super) fn judge(pools: &mut [Pool<'_>], tenants: &mut [Tenant<'_>], underlays: &[Underlay<'_>]) {
     let mut overlaps = overlaps(pools, underlays);
+    let mut surrounded = Vec::new();
     for (p, pool) in pools.iter_mut().enumerate() {
         if pool.claim == Claim::Plain {
+            surrounded.extend(overlaps.remove(&p).and_then(|(other, _)| Some((p, other?))));
             continue;
         }
         let tenant = match pool.claim {
@@ -206,7 +311,7 @@ pub(super) fn judge(pools: &mut [Pool<'_>], tenants: &mut [Tenant<'_>], underlay
         let wrong = terminating
             .or_else(|| pool.verdict.take())
             .or_else(|| wrong(pool))
-            .or_else(|| overlaps.remove(&p))
+            .or_else(|| overlaps.remove(&p).map(|(_, verdict)| verdict))
             .or_else(|| tenant.and_then(|t| shared(pool, t)))
             .or_else(|| {
                 let (t, verdict) = tenant.and_then(|t| Some((t, t.verdict.as_ref()?)))?;
@@ -217,6 +322,17 @@ pub(super) fn judge(pools: &mut [Pool<'_>], tenants: &mut [Tenant<'_>], underlay
         if let Some(t) = pool.accepted() {
             tenants[t].pools.push(p);
         }
+    }
+    for (p, other) in surrounded {
+        let (Some(t), Some(net), Some(cidr)) = (pools[other].accepted(), pools[other].cidr, pools[p].cidr)
+        else {
+            continue;
+        };
+        let message = format!(
+            "spec.cidr: {cidr} overlaps {net} of IPPool `{}`, which is older and Tenant `{}`'s: pods with those addresses are taken for that tenant's; make this pool again with another prefix",
+            pools[other].name, tenants[t].name
+        );
+        pools[p].verdict = Some(Verdict::new(reason::POOL_OVERLAP, message));
     }
     for tenant in tenants {
         tenant.pools.sort_by_key(|&p| pools[p].cidr);
@@ -283,27 +399,21 @@ fn shared(pool: &Pool<'_>, tenant: &Tenant<'_>) -> Option<Verdict> {
     ))
 }
 
-/// Who gives way in an overlap: the later in this order. An older pool counts even when it is refused itself, for its
-/// pods may hold the addresses in question.
+/// Who gives way in an overlap: the later in this order, whether a tenant's or not, so that no new pool takes addresses
+/// from an old one. An older pool counts even when it is refused itself, for its pods may hold the addresses in question.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Rank<'a> {
     Underlay(&'a str, &'static str, usize),
-    Plain(&'a str),
-    Annotated(Age<'a>),
+    Pool(Age<'a>, usize),
 }
 
-fn overlaps(pools: &[Pool<'_>], underlays: &[Underlay<'_>]) -> BTreeMap<usize, Verdict> {
+/// Of each pool that gives way: the pool that it gives way to, where it is one, and why.
+fn overlaps(pools: &[Pool<'_>], underlays: &[Underlay<'_>]) -> BTreeMap<usize, (Option<usize>, Verdict)> {
     let mut items: Vec<(IpNet, Rank<'_>)> = Vec::with_capacity(pools.len());
     let mut owners = Vec::with_capacity(pools.len());
     for (p, pool) in pools.iter().enumerate() {
         let Some(net) = pool.cidr else { continue };
-        items.push((
-            net,
-            match pool.claim {
-                Claim::Plain => Rank::Plain(pool.name),
-                _ => Rank::Annotated(age(&pool.object.metadata)),
-            },
-        ));
+        items.push((net, Rank::Pool(pool.age(), p)));
         owners.push(p);
     }
     for underlay in underlays {
@@ -315,14 +425,19 @@ fn overlaps(pools: &[Pool<'_>], underlays: &[Underlay<'_>]) -> BTreeMap<usize, V
     let strongest = prefix::strongest_overlaps(&items);
     let found = owners.iter().enumerate().filter_map(|(i, &p)| {
         let (net, rank) = &items[strongest[i]?];
-        let other = match rank {
-            Rank::Underlay(name, field, _) => format!("spec.{field} of Underlay `{name}`"),
-            Rank::Plain(name) => format!("IPPool `{name}`, which is no tenant's"),
-            Rank::Annotated((_, _, name)) => format!("IPPool `{name}`, which is older"),
+        let (pool, other) = match rank {
+            Rank::Underlay(name, field, _) => (None, format!("spec.{field} of Underlay `{name}`")),
+            Rank::Pool((_, _, name), q) if pools[*q].claim == Claim::Plain => {
+                (Some(*q), format!("IPPool `{name}`, which is older and no tenant's"))
+            }
+            Rank::Pool((_, _, name), q) if matches!(pools[*q].object, Cow::Owned(_)) => {
+                (Some(*q), format!("IPPool `{name}`, which is gone but has live blocks"))
+            }
+            Rank::Pool((_, _, name), q) => (Some(*q), format!("IPPool `{name}`, which is older")),
         };
         let cidr = items[i].0;
         let message = format!("spec.cidr: {cidr} overlaps {net} of {other}; a tenant's pods need addresses of their own, so make this pool again with another prefix");
-        Some((p, Verdict::new(reason::POOL_OVERLAP, message)))
+        Some((p, (pool, Verdict::new(reason::POOL_OVERLAP, message))))
     });
     found.collect()
 }

@@ -1,6 +1,6 @@
 //! Tenants: parsed, and their claims on VNIs and links settled among them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use calico_vni_crds::{
     self as crds, keys,
@@ -8,6 +8,7 @@ use calico_vni_crds::{
 };
 use calico_vni_proto::{model::RouteTarget, names::VNI_MAX};
 use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::Selector;
 
 use super::{Age, Verdict, age};
@@ -43,6 +44,8 @@ pub struct Tenant<'a> {
 pub struct Settings {
     /// Nodes that may carry it; `None` for all.
     pub node_selector: Option<Selector>,
+    /// Namespaces that get their pods from its pools; `None` for none.
+    pub namespace_selector: Option<Selector>,
     /// Which of them do.
     pub placement: Placement,
     /// What they announce.
@@ -53,6 +56,8 @@ pub struct Settings {
     pub export: Vec<RouteTarget>,
     /// What its pods reach by the main table, in order.
     pub shared: Vec<IpNet>,
+    /// Services that its pods reach outside their VRF, as `namespace/name`, in order.
+    pub services: Vec<String>,
     /// Limit of routes from BIRD.
     pub max_prefixes: u32,
 }
@@ -66,15 +71,16 @@ impl Tenant<'_> {
             deleting: false,
             managed: true,
             verdict: None,
-            settings: Settings {
-                node_selector: None,
-                placement: Placement::default(),
-                advertise: Advertise::default(),
-                import: Vec::new(),
-                export: Vec::new(),
-                shared: Vec::new(),
-                max_prefixes: MAX_PREFIXES,
-            },
+            // As it will be when it is made and read again.
+            settings: settings(
+                &keys::annotated_tenant(vni),
+                &crds::TenantSpec {
+                    vni: Some(vni),
+                    max_prefixes: MAX_PREFIXES,
+                    ..crds::TenantSpec::default()
+                },
+            )
+            .0,
             vni: Some(vni),
             link_index: None,
             named: true,
@@ -188,18 +194,40 @@ fn settings(name: &str, spec: &crds::TenantSpec) -> (Settings, Option<Verdict>) 
     };
     let import = targets("import", &spec.route_targets.import, true);
     let export = targets("export", &spec.route_targets.export, false);
-    let node_selector = match spec.node_selector.clone().map(Selector::try_from).transpose() {
-        Ok(selector) => selector.filter(|s| !s.selects_all()),
+    let mut selector = |field: &str, selector: &Option<LabelSelector>| match selector
+        .clone()
+        .map(Selector::try_from)
+        .transpose()
+    {
+        Ok(selector) => selector,
         Err(error) => {
             note(Verdict::new(
                 reason::INVALID_SELECTOR,
-                format!(
-                    "spec.nodeSelector: {error}; write matchLabels or matchExpressions as in a Deployment"
-                ),
+                format!("spec.{field}: {error}; write matchLabels or matchExpressions as in a Deployment"),
             ));
             None
         }
     };
+    let node_selector = selector("nodeSelector", &spec.node_selector).filter(|s| !s.selects_all());
+    let namespace_selector = selector("namespaceSelector", &spec.namespace_selector);
+    let mut services = Vec::with_capacity(spec.shared_services.services.len());
+    for name in &spec.shared_services.services {
+        match name.split_once('/') {
+            Some((namespace, service))
+                if !namespace.is_empty() && !service.is_empty() && !service.contains('/') =>
+            {
+                services.push(name.clone());
+            }
+            _ => note(Verdict::new(
+                reason::INVALID_SERVICE,
+                format!(
+                    "spec.sharedServices.services: `{name}` is no Service; write NAMESPACE/NAME, as in kube-system/kube-dns"
+                ),
+            )),
+        }
+    }
+    services.sort_unstable();
+    services.dedup();
     let mut shared = Vec::with_capacity(spec.shared_services.cidrs.len());
     for text in &spec.shared_services.cidrs {
         let why_not = match prefix::parse(text) {
@@ -225,11 +253,13 @@ fn settings(name: &str, spec: &crds::TenantSpec) -> (Settings, Option<Verdict>) 
     }
     let settings = Settings {
         node_selector,
+        namespace_selector,
         placement: spec.placement,
         advertise: spec.advertise,
         import,
         export,
         shared,
+        services,
         max_prefixes: spec.max_prefixes,
     };
     (settings, wrong)
@@ -261,15 +291,21 @@ fn bad_name(name: &str) -> Option<Verdict> {
 pub(super) fn settle_vnis(tenants: &mut [Tenant<'_>]) {
     let mut claims: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
     for (t, tenant) in tenants.iter().enumerate() {
-        if let Some(vni) = tenant.vni {
+        // Also one that it is to give up, for its routers may still run with it.
+        for vni in BTreeSet::from([tenant.vni, tenant.kept_vni()]).into_iter().flatten() {
             claims.entry(vni).or_default().push(t);
         }
     }
     for (vni, mut claimants) in claims {
-        claimants.sort_by_key(|&t| (tenants[t].kept_vni() != Some(vni), tenants[t].age()));
+        claimants.sort_by_key(|&t| {
+            (tenants[t].kept_vni() != Some(vni), tenants[t].vni != Some(vni), tenants[t].age())
+        });
         let (winner, losers) = claimants.split_first().expect("a claim has a claimant");
         let (holder, going) = (tenants[*winner].name.clone(), tenants[*winner].deleting);
         for &t in losers {
+            if tenants[t].vni != Some(vni) {
+                continue;
+            }
             tenants[t].vni = None;
             // One that was only allocated can have another.
             if tenants[t].given_vni().is_some() {

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use calico_vni_crds::calico::CalicoApi;
 use calico_vni_planner::{Snapshot, snapshot::Agent};
 use proptest::{option, prelude::*, sample::select};
 use serde_json::{Value, json};
@@ -31,8 +32,32 @@ fn tenant(name: &'static str) -> BoxedStrategy<Value> {
         select(vec![json!([]), json!([]), json!(["10.96.0.0/16"]), json!(["10.1.0.0/16"])]),
         option::of(select(vec!["a", "b"])),
     );
-    (created(), numbers, shape, prop::bool::weighted(0.2), any::<bool>()).prop_map(
-        move |(created, (vni, kept, link), (placement, advertise, targets, shared, zone), deleting, managed)| {
+    let services = select(vec![
+        json!(null),
+        json!(["kube-system/kube-dns"]),
+        json!(["default/kubernetes", "team/api"]),
+        json!(["nonsense"]),
+        json!([]),
+    ]);
+    let selector =
+        select(vec![json!(null), json!(null), json!({}), json!({ "team": "a" }), json!({ "team": "b" })]);
+    // Pools that were its own when its status was last written.
+    let before = prop::collection::vec(
+        (select(vec!["p1", "p2", "p9"]), select(vec!["10.1.0.0/16", "10.2.0.0/16", "10.77.0.0/16"])),
+        0..2,
+    );
+    let more = (services, selector, before);
+    (created(), numbers, shape, more, prop::bool::weighted(0.2), any::<bool>()).prop_map(
+        move |(created, numbers, shape, (services, selector, before), deleting, managed)| {
+            let (vni, kept, link) = numbers;
+            let (placement, advertise, targets, shared, zone) = shape;
+            let before: Vec<Value> = (before.iter())
+                .map(|(name, cidr)| json!({ "name": name, "cidr": cidr, "accepted": true }))
+                .collect();
+            let mut shared = json!({ "cidrs": shared, "services": services });
+            if shared["services"].is_null() {
+                shared.as_object_mut().unwrap().remove("services");
+            }
             json!({
                 "apiVersion": "calico-vni.io/v1alpha1", "kind": "Tenant",
                 "metadata": {
@@ -43,10 +68,11 @@ fn tenant(name: &'static str) -> BoxedStrategy<Value> {
                 },
                 "spec": {
                     "vni": vni, "placement": placement, "advertise": advertise, "routeTargets": { "export": targets },
-                    "sharedServices": { "cidrs": shared },
+                    "sharedServices": shared,
+                    "namespaceSelector": if selector.is_null() { Value::Null } else { json!({ "matchLabels": selector }) },
                     "nodeSelector": zone.map(|zone| json!({ "matchLabels": { "zone": zone } })),
                 },
-                "status": { "vni": kept, "linkIndex": link },
+                "status": { "vni": kept, "linkIndex": link, "pools": before },
             })
         },
     ).boxed()
@@ -77,16 +103,18 @@ fn pool(name: String) -> BoxedStrategy<Value> {
         prop::bool::weighted(0.1),
         prop::bool::weighted(0.2),
         option::weighted(0.2, select(vec![19u8, 24, 26, 30, 32, 124])),
+        option::weighted(0.5, select(vec!["Automatic", "Manual"])),
+        option::weighted(0.3, select(vec!["all()", "team == 'a'"])),
     );
     (created(), select(cidrs), annotations, settings).prop_map(
-        move |(created, cidr, (vni, tenant), (vxlan, nat, disabled, block_size))| {
+        move |(created, cidr, (vni, tenant), (vxlan, nat, disabled, block_size, mode, selector))| {
             let mut annotations = BTreeMap::new();
             annotations.extend(vni.map(|vni| ("calico-vni.io/vni", vni)));
             annotations.extend(tenant.map(|tenant| ("calico-vni.io/tenant", tenant)));
             json!({
                 "apiVersion": "projectcalico.org/v3", "kind": "IPPool",
                 "metadata": { "name": name, "creationTimestamp": created, "annotations": annotations },
-                "spec": { "cidr": cidr, "vxlanMode": vxlan, "natOutgoing": nat, "disableBGPExport": disabled, "blockSize": block_size },
+                "spec": { "cidr": cidr, "vxlanMode": vxlan, "natOutgoing": nat, "disableBGPExport": disabled, "blockSize": block_size, "assignmentMode": mode, "namespaceSelector": selector },
             })
         },
     ).boxed()
@@ -157,19 +185,75 @@ fn blocks() -> BoxedStrategy<Vec<Value>> {
     }).boxed()
 }
 
+fn namespace(name: &'static str) -> BoxedStrategy<Value> {
+    let lists =
+        || option::weighted(0.4, select(vec!["[\"p1\"]", "[\"p2\",\"p3\"]", "[ \"p1\" ]", "nonsense"]));
+    let marker = option::weighted(
+        0.4,
+        select(vec![
+            r#"{"tenant":"amber","ipv4pools":["p1"]}"#,
+            r#"{"tenant":"blue","ipv4pools":["p2","p3"],"ipv6pools":["p1"]}"#,
+            r#"{"tenant":"nobody","ipv6pools":["p1"]}"#,
+            "nonsense",
+        ]),
+    );
+    (option::of(select(vec!["a", "b"])), lists(), lists(), marker, prop::bool::weighted(0.1)).prop_map(move |(team, v4, v6, marker, going)| {
+        let mut annotations = BTreeMap::new();
+        annotations.extend(v4.map(|v4| ("cni.projectcalico.org/ipv4pools", v4)));
+        annotations.extend(v6.map(|v6| ("cni.projectcalico.org/ipv6pools", v6)));
+        annotations.extend(marker.map(|marker| ("calico-vni.io/assigned-pools", marker)));
+        json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {
+                "name": name, "annotations": annotations, "labels": team.map(|team| json!({ "team": team })),
+                "deletionTimestamp": if going { json!("2026-02-01T00:00:00Z") } else { Value::Null },
+            },
+        })
+    }).boxed()
+}
+
+/// Slices of services that some name, with endpoints on nodes, in plain and in tenants' pools.
+fn slices() -> BoxedStrategy<Vec<Value>> {
+    let service = select(vec![
+        ("default", "kubernetes"),
+        ("kube-system", "kube-dns"),
+        ("team", "api"),
+        ("team", "other"),
+    ]);
+    let address = select(vec![
+        ("IPv4", "192.168.1.11"),
+        ("IPv4", "10.1.0.5"),
+        ("IPv4", "10.2.3.4"),
+        ("IPv4", "10.60.0.9"),
+        ("IPv6", "fd01::5"),
+        ("IPv6", "fd77::5"),
+        ("FQDN", "api.example"),
+        ("IPv4", "127.0.0.1"),
+    ]);
+    let ready = option::of(any::<bool>());
+    prop::collection::vec((service, address, ready, select(vec![json!(53), json!(6443), json!(null)])), 0..5).prop_map(|slices| {
+        let slice = |(i, ((namespace, service), (kind, address), ready, port)): (usize, ((&str, &str), (&str, &str), Option<bool>, Value))| json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": { "name": format!("slice-{i}"), "namespace": namespace, "labels": { "kubernetes.io/service-name": service } },
+            "addressType": kind, "ports": [{ "protocol": "UDP", "port": port }],
+            "endpoints": [{ "addresses": [address], "conditions": { "ready": ready } }],
+        });
+        slices.into_iter().enumerate().map(slice).collect()
+    }).boxed()
+}
+
 fn agent() -> BoxedStrategy<Agent> {
     let programmed =
         prop::collection::btree_set((select(&TENANTS[..]), select(vec![1001u32, 1002, 5000])), 0..3);
     let failed = option::weighted(0.2, select(&TENANTS[..]));
     (programmed, failed, prop::bool::weighted(0.9), prop::bool::weighted(0.1))
         .prop_map(|(programmed, failed, frr_running, rejected)| Agent {
-            awaited: false,
             programmed: programmed.into_iter().map(|(tenant, vni)| (tenant.to_owned(), vni)).collect(),
             failed: failed.map(|tenant| (tenant.to_owned(), "FRR: no".to_owned())).into_iter().collect(),
             rejected: rejected.then(|| "underlay: no".to_owned()),
-            notices: std::collections::BTreeSet::default(),
             frr_running,
-            sessions: Vec::new(),
+            asn: None,
+            ..Agent::default()
         })
         .boxed()
 }
@@ -186,14 +270,20 @@ pub fn any_snapshot() -> BoxedStrategy<Snapshot> {
         option::of(any::<bool>()),
     );
     let agents = prop::collection::btree_map(select(&NODES[..]), agent(), 0..4);
-    (objects, some(17), agents).prop_map(|((underlays, tenants, pools, nodes, blocks, strict), there, agents)| {
+    let others = (
+        ["team-a", "team-b", "other"].map(namespace).prop_map(Vec::from),
+        slices(),
+        select(vec![CalicoApi::V3, CalicoApi::CrdV1]),
+    );
+    (objects, some(17), agents, others).prop_map(|((underlays, tenants, pools, nodes, blocks, strict), there, agents, (namespaces, slices, api))| {
         let ipam = strict.map(|strict| {
             json!({ "apiVersion": "projectcalico.org/v3", "kind": "IPAMConfiguration", "metadata": { "name": "default" }, "spec": { "strictAffinity": strict } })
         });
         // One underlay is always there, and the second seldom is, for nothing is planned where they quarrel.
         let all = underlays.into_iter().chain(tenants).chain(pools).chain(nodes);
         let kept = all.zip(there).enumerate().filter(|(i, (_, there))| *i == 0 || *there).map(|(_, (object, _))| object);
-        let mut snapshot = Snapshot::from_objects(kept.chain(blocks).chain(ipam)).expect("well-formed objects");
+        let mut snapshot = Snapshot::from_objects(kept.chain(blocks).chain(ipam).chain(namespaces).chain(slices)).expect("well-formed objects");
+        snapshot.calico_api = api;
         snapshot.agents = agents.into_iter().map(|(node, agent)| (node.to_owned(), agent)).collect();
         snapshot
     }).boxed()
@@ -224,7 +314,7 @@ pub fn bad_objects() -> Vec<(&'static str, Vec<Value>, Option<&'static str>)> {
         })
     };
     let plain = json!({
-        "apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": { "name": "plain" }, "spec": { "cidr": "10.60.0.0/16" },
+        "apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": { "name": "plain" }, "spec": { "cidr": "10.60.0.0/16", "assignmentMode": "Manual" },
     });
     vec![
         ("a VNI of 0", vec![pool("10.50.0.0/16", vni("0"), json!({}))], None),
