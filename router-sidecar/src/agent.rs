@@ -4,6 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
+    task::AbortHandle,
     time::interval,
 };
 use tracing::{info, warn};
@@ -16,6 +17,7 @@ use crate::{
     netlink::{Client, NetlinkError, events},
     netns::{Netns, NetnsError},
     node::{Node, NodeError},
+    notices::Watch,
     reconcile::{Reconciler, Settings, look},
     report::{Health, Report},
     session::Session,
@@ -56,6 +58,9 @@ pub enum StartError {
     /// Another agent.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// A socket that broke. What stands is not touched, and the next start opens new ones.
+    #[error("a netlink socket to the kernel has broken; the agent has to be started again")]
+    Deaf,
 }
 
 /// Runs the agent until the process is told to stop. What it set up stays as it is.
@@ -67,9 +72,11 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     events::follow(&host, word.clone())?;
     events::follow(&router, word)?;
     let kernel = Client::connect(Arc::clone(&router)).map_err(NodeError::from)?;
-    let platform = Node::open(host, router, &options.state_dir)?;
-
     let last_good = LastGood::new(&options.state_dir);
+    let watch = Watch::open(Arc::clone(&host), last_good.clone())?;
+    let platform = Node::open(host, router, &options.state_dir)?;
+    let connections = platform.connections();
+
     let told = last_good.load(&options.node);
     info!(
         node = options.node,
@@ -87,14 +94,16 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         controller: options.controller,
         last_good,
         told: told_sender,
-        report,
+        report: report.clone(),
         health,
     };
+    let health = follow_health(FrrLink::new(options.frr_dir), watch, (told, report), health_sender);
 
     tokio::select! {
         () = reconciler.run(changed) => warn!("the loop ended"),
         () = session.run() => warn!("the session ended"),
-        () = follow_health(FrrLink::new(options.frr_dir), told, health_sender) => warn!("health ended"),
+        () = health => warn!("health ended"),
+        () = ended(&connections) => return Err(StartError::Deaf),
         () = stop_signal() => info!("stopping; what stands on the node stays as it is"),
     }
     Ok(())
@@ -105,7 +114,7 @@ pub async fn dry_run(options: &Options) -> Result<(), StartError> {
     let host = Arc::new(Netns::current()?);
     let router = Arc::new(Netns::open(&options.router_netns)?);
     let platform = Node::open(host, router, &options.state_dir)?;
-    let told = LastGood::new(&options.state_dir).load(&options.node);
+    let told = LastGood::for_a_look(&options.state_dir).load(&options.node);
     let frr = FrrLink::new(options.frr_dir.clone());
     match look(&told, &platform, &frr).await? {
         None => println!("no configuration was taken from the controller so far"),
@@ -119,17 +128,30 @@ pub async fn dry_run(options: &Options) -> Result<(), StartError> {
     Ok(())
 }
 
-async fn follow_health(frr: FrrLink, told: watch::Receiver<Told>, health: watch::Sender<Option<Health>>) {
+async fn follow_health(
+    frr: FrrLink,
+    watch: Watch,
+    (told, report): (watch::Receiver<Told>, watch::Receiver<Report>),
+    health: watch::Sender<Option<Health>>,
+) {
     let mut tick = interval(HEALTH);
     loop {
         tick.tick().await;
-        let config = told.borrow().config.as_ref().map(|held| held.value.clone());
-        let Some(config) = config else { continue };
-        let now = match frr.sessions(&config).await {
-            Ok(sessions) => Health { frr_running: true, sessions, ..Health::default() },
-            Err(_) => Health::default(),
-        };
-        health.send_replace(Some(now));
+        let (told, report) = (told.borrow().clone(), report.borrow().clone());
+        let Some(config) = &told.config else { continue };
+        let (notices, drops) = (watch.notices(&told, &report).await, watch.drops(&told).await);
+        let sessions = frr.sessions(&config.value).await;
+        let frr_running = sessions.is_ok();
+        let sessions = sessions.unwrap_or_default();
+        health.send_replace(Some(Health { frr_running, sessions, notices, drops }));
+    }
+}
+
+/// Until one of these has ended.
+async fn ended(connections: &[AbortHandle]) {
+    let mut tick = interval(HEALTH);
+    while !connections.iter().any(AbortHandle::is_finished) {
+        tick.tick().await;
     }
 }
 

@@ -7,12 +7,13 @@ use tracing::warn;
 use crate::{
     desired::nothing,
     executor::{Outcome, execute},
+    files,
     frr_link::FrrLink,
     frr_port::Frr,
     last_good::LastGood,
-    lock::Lock,
+    lock::{LOCK_FILE, Lock},
     netns::{Netns, NetnsError},
-    node::{Node, NodeError, Platform},
+    node::{LOADED_FILE, Node, NodeError, Platform},
     op::Op,
     reconcile::compare,
 };
@@ -63,6 +64,9 @@ pub async fn run(options: Options) -> Result<(), CleanupError> {
     drop(platform);
     // An agent that starts again waits for the controller, and does not bring back what was just removed.
     LastGood::new(&options.state_dir).forget().map_err(CleanupError::Forget)?;
+    for file in [LOADED_FILE, LOCK_FILE] {
+        files::remove(&options.state_dir.join(file)).map_err(CleanupError::Forget)?;
+    }
     Ok(Netns::remove(&options.router_netns)?)
 }
 

@@ -3,7 +3,7 @@
 //! What this module makes is compared with what was read ([`crate::observe`]) by [`crate::diff`].
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -15,7 +15,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    guard::Ruleset,
+    guard::{self, Ruleset},
     rules::Steering,
     state::{Address, Kind, LOOPBACK, Link, Mac, NetState, Port, Route, Target, Uplink},
 };
@@ -44,7 +44,7 @@ pub enum GuardWanted {
     /// Nothing was ever heard: what stands is left standing.
     AsItIs,
     /// This one.
-    Is(Ruleset),
+    Is(Box<Ruleset>),
     /// None: everything of ours leaves the node.
     Absent,
 }
@@ -68,8 +68,14 @@ pub struct Desired {
 
 /// What `config` and `guard` ask for, on a node whose uplinks are or were as `uplinks` tells.
 pub fn desired(config: &NodeConfig, guard: Option<&Guard>, uplinks: &BTreeMap<String, Uplink>) -> Desired {
+    let ruleset = guard
+        .map(|guard| Ruleset { router: guard::Router::new(config, uplinks), ..Ruleset::new(guard, config) });
+    let mut services: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();
+    for (vni, _, here) in ruleset.iter().flat_map(Ruleset::local) {
+        services.insert(vni, here.services.iter().map(|endpoint| endpoint.address).collect());
+    }
     let mut desired = Desired {
-        guard: guard.map_or(GuardWanted::AsItIs, |guard| GuardWanted::Is(Ruleset::new(guard, config))),
+        guard: ruleset.map_or(GuardWanted::AsItIs, |ruleset| GuardWanted::Is(Box::new(ruleset))),
         host: NetState::default(),
         router: NetState::default(),
         steering: Steering::default(),
@@ -82,7 +88,8 @@ pub fn desired(config: &NodeConfig, guard: Option<&Guard>, uplinks: &BTreeMap<St
         let mtu = tenant_mtu(underlay, uplinks);
         for tenant in &config.tenants {
             router_tenant(&mut desired.router, underlay, tenant, mtu);
-            host_tenant(&mut desired.host, underlay, tenant, mtu);
+            let by_main = by_main(underlay, tenant, services.remove(&tenant.vni).unwrap_or_default());
+            host_tenant(&mut desired.host, &by_main, tenant, mtu);
         }
         desired.steering = Steering::new(&config.tenants);
     }
@@ -154,6 +161,10 @@ fn router_base(router: &mut NetState, underlay: &Underlay, uplinks: &BTreeMap<St
     for dev in ["all", "default"] {
         router.sysctls.insert(rp_filter(dev), "0".into());
     }
+    // What listens outside of all VRFs, BGP with the fabric and the tunnels, hears nothing from inside one.
+    for kind in ["tcp", "udp", "raw"] {
+        router.sysctls.insert(format!("net/ipv4/{kind}_l3mdev_accept"), "0".into());
+    }
     router.links.insert(LOOPBACK.into(), Link::up(Kind::Given));
     router.addresses.insert(Address {
         dev: LOOPBACK.into(),
@@ -218,8 +229,14 @@ fn router_tenant(router: &mut NetState, underlay: &Underlay, tenant: &Tenant, mt
     router.routes.extend([last_resort(table, false), last_resort(table, true)]);
 }
 
+/// What a tenant reaches by the main table: prefixes, and the addresses of services, of both families.
+fn by_main(underlay: &Underlay, tenant: &Tenant, services: BTreeSet<IpAddr>) -> BTreeSet<IpNet> {
+    let shared = underlay.shared.iter().chain(&tenant.shared).map(IpNet::trunc);
+    shared.chain(services.into_iter().map(host_prefix)).collect()
+}
+
 /// A tenant in the host's namespace.
-fn host_tenant(host: &mut NetState, underlay: &Underlay, tenant: &Tenant, mtu: u32) {
+fn host_tenant(host: &mut NetState, by_main: &BTreeSet<IpNet>, tenant: &Tenant, mtu: u32) {
     let table = names::table(tenant.vni);
     let dev = names::host_link(tenant.vni);
 
@@ -227,16 +244,23 @@ fn host_tenant(host: &mut NetState, underlay: &Underlay, tenant: &Tenant, mtu: u
     // Loose: what comes in by the tenant's link has its way back in the tenant's table, not in main.
     host.sysctls.insert(rp_filter(&dev), "2".into());
     host.addresses.insert(Address { dev: dev.clone(), net: link_net(tenant.host_v4), link_scope: true });
-    host_table(host, underlay, tenant, table, &dev, false);
+    host_table(host, by_main, tenant, table, &dev, false);
     if tenant.has_v6() {
         // IPv6 knows no such scope for an address that is not link-local.
         host.addresses.insert(Address { dev: dev.clone(), net: link_net(tenant.host_v6), link_scope: false });
-        host_table(host, underlay, tenant, table, &dev, true);
+        host_table(host, by_main, tenant, table, &dev, true);
     }
 }
 
 /// One family of a tenant's table in the host's namespace.
-fn host_table(host: &mut NetState, underlay: &Underlay, tenant: &Tenant, table: u32, dev: &str, v6: bool) {
+fn host_table(
+    host: &mut NetState,
+    by_main: &BTreeSet<IpNet>,
+    tenant: &Tenant,
+    table: u32,
+    dev: &str,
+    v6: bool,
+) {
     let metric = if v6 { V6_METRIC } else { 0 };
     let gateway: IpAddr = if v6 { tenant.router_v6().into() } else { tenant.router_v4().into() };
     let via = Target::Via { gateway, dev: dev.to_owned() };
@@ -249,8 +273,8 @@ fn host_table(host: &mut NetState, underlay: &Underlay, tenant: &Tenant, table: 
     } else {
         host_prefix(Ipv4Addr::new(169, 254, 1, 1).into())
     };
-    let shared = underlay.shared.iter().chain(&tenant.shared).map(IpNet::trunc);
-    for to in shared.filter(|to| matches!(to, IpNet::V6(_)) == v6).chain([pod_gateway]) {
+    let by_main = by_main.iter().copied().filter(|to| matches!(to, IpNet::V6(_)) == v6);
+    for to in by_main.chain([pod_gateway]) {
         host.routes.insert(Route { table, to, metric, target: Target::Throw });
     }
 }

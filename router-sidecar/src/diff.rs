@@ -67,7 +67,7 @@ fn guard(ops: &mut Vec<Op>, desired: &Desired, observed: &Observed) {
     if let GuardWanted::Is(ruleset) = &desired.guard
         && observed.guard.digest.as_deref() != Some(&ruleset.digest())
     {
-        ops.push(Op::GuardLoad(Box::new(ruleset.clone())));
+        ops.push(Op::GuardLoad(ruleset.clone()));
     }
 }
 

@@ -20,3 +20,11 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     // The rename is on disk when the folder is.
     File::open(dir)?.sync_all()
 }
+
+/// Deletes a file; none is fine too.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

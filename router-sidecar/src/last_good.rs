@@ -5,8 +5,10 @@
 //! alone.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -21,6 +23,9 @@ use crate::files;
 
 /// Version of the file's form.
 const VERSION: &str = "1";
+
+/// What follows the name of a damaged file, before the second in which it was set aside.
+const DAMAGED: &str = ".damaged-";
 
 /// A message together with the digest that names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,12 +49,34 @@ pub struct Told {
 #[derive(Clone, Debug)]
 pub struct LastGood {
     dir: PathBuf,
+    looks_only: bool,
+    /// Why a file was not written last time, by its kind.
+    troubles: Arc<Mutex<BTreeMap<&'static str, String>>>,
 }
 
 impl LastGood {
     /// That below this state directory.
     pub fn new(state_dir: &Path) -> Self {
-        Self { dir: state_dir.to_owned() }
+        Self { dir: state_dir.to_owned(), looks_only: false, troubles: Arc::default() }
+    }
+
+    /// The same, for one who changes nothing: a damaged file stays where it is.
+    pub fn for_a_look(state_dir: &Path) -> Self {
+        Self { looks_only: true, ..Self::new(state_dir) }
+    }
+
+    /// Why what was taken last could not be kept, if it could not.
+    pub fn trouble(&self) -> Option<String> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).values().next().cloned()
+    }
+
+    /// The damaged files that were set aside, by name.
+    pub fn damaged(&self) -> Vec<String> {
+        let names = fs::read_dir(&self.dir).into_iter().flatten().filter_map(Result::ok);
+        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut damaged: Vec<String> = names.filter(|name| name.contains(DAMAGED)).collect();
+        damaged.sort();
+        damaged
     }
 
     /// What was kept. The configuration of another node is none: a disk can be moved.
@@ -76,27 +103,29 @@ impl LastGood {
         self.write("config", config)
     }
 
-    /// Forgets both.
+    /// Forgets both, and what was set aside.
     pub fn forget(&self) -> io::Result<()> {
-        for kind in ["guard", "config"] {
-            match fs::remove_file(self.path(kind)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
+        let kept = ["guard", "config"].map(|kind| self.path(kind));
+        let aside = self.damaged().into_iter().map(|name| self.dir.join(name));
+        kept.into_iter().chain(aside).try_for_each(|path| files::remove(&path))
     }
 
     fn path(&self, kind: &str) -> PathBuf {
         self.dir.join(format!("{kind}.last-good"))
     }
 
-    fn write<T: Codec>(&self, kind: &str, held: &Held<T>) -> io::Result<()> {
+    fn write<T: Codec>(&self, kind: &'static str, held: &Held<T>) -> io::Result<()> {
         let body = held.value.encode();
         let digest = hex::encode(Digest::of(&body).to_wire());
         let mut content = format!("calico-vni {kind} {VERSION} {digest}\n").into_bytes();
         content.extend(body);
-        files::replace(&self.path(kind), &content)
+        let written = files::replace(&self.path(kind), &content);
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        match &written {
+            Ok(()) => drop(troubles.remove(kind)),
+            Err(error) => drop(troubles.insert(kind, error.to_string())),
+        }
+        written
     }
 
     fn read<T: Codec>(&self, kind: &str) -> Option<Held<T>> {
@@ -114,6 +143,10 @@ impl LastGood {
             Ok(held) => {
                 info!(path = %path.display(), digest = %held.digest, "starting from what was kept");
                 Some(held)
+            }
+            Err(reason) if self.looks_only => {
+                error!(path = %path.display(), reason, "what was kept of the last configuration is damaged");
+                None
             }
             Err(reason) => {
                 set_aside(&path, &reason);
@@ -143,7 +176,7 @@ fn parse<T: Codec>(kind: &str, content: &[u8]) -> Result<Held<T>, String> {
 fn set_aside(path: &Path, reason: &str) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".damaged-{now}"));
+    name.push(format!("{DAMAGED}{now}"));
     let aside = path.with_file_name(name);
     match fs::rename(path, &aside) {
         Ok(()) => error!(path = %path.display(), aside = %aside.display(), reason,
@@ -191,6 +224,19 @@ mod tests {
         last_good.keep_config(&held()).unwrap();
         assert_eq!(last_good.load("n2"), Told::default());
         assert_eq!(files_in(dir.path()), ["config.last-good"]);
+    }
+
+    #[test]
+    fn who_only_looks_sets_nothing_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("config.last-good"), "?").unwrap();
+        assert_eq!(LastGood::for_a_look(dir.path()).load("n1"), Told::default());
+        assert_eq!(files_in(dir.path()), ["config.last-good"]);
+        let last_good = LastGood::new(dir.path());
+        assert_eq!(last_good.load("n1"), Told::default());
+        assert_eq!(last_good.damaged(), files_in(dir.path()));
+        last_good.forget().unwrap();
+        assert!(files_in(dir.path()).is_empty());
     }
 
     #[test]

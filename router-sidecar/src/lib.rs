@@ -21,6 +21,7 @@ pub mod lock;
 pub mod netlink;
 pub mod netns;
 pub mod node;
+pub mod notices;
 pub mod observe;
 pub mod op;
 pub mod reconcile;

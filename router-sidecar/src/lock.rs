@@ -8,6 +8,9 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 
+/// Its name in the state directory.
+pub const LOCK_FILE: &str = "lock";
+
 /// Why the lock was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
@@ -33,7 +36,7 @@ pub struct Lock {
 impl Lock {
     /// Takes that of a state directory, which is made where it is missing.
     pub fn take(state_dir: &Path) -> Result<Self, LockError> {
-        let path = state_dir.join("lock");
+        let path = state_dir.join(LOCK_FILE);
         let failed = |source| LockError::File { path: path.clone(), source };
         fs::create_dir_all(state_dir).map_err(failed)?;
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;

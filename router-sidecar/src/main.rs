@@ -164,7 +164,7 @@ async fn serve(command: Command) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Show { node, places } => {
-            let told = LastGood::new(&places.state_dir).load(&node);
+            let told = LastGood::for_a_look(&places.state_dir).load(&node);
             let host = Arc::new(Netns::current()?);
             let router = Arc::new(Netns::open(&places.netns.router_netns)?);
             let platform = Node::open(host, router, &places.state_dir)?;

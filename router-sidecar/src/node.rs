@@ -13,7 +13,7 @@ use std::{
 
 use calico_vni_proto::names;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, task::AbortHandle};
 use tracing::{debug, warn};
 
 use crate::{
@@ -88,11 +88,18 @@ pub trait Platform: Send + Sync {
     fn apply(&self, op: &Op) -> impl Future<Output = Result<(), NodeError>> + Send;
 }
 
-/// The listing that a ruleset had right after it was loaded, kept over restarts of the agent.
+/// The listings that a ruleset had in both namespaces right after it was loaded, kept over restarts of the agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Loaded {
     ruleset: String,
-    listed: String,
+    listed: [String; 2],
+}
+
+/// The file in the state directory that keeps [`Loaded`].
+pub const LOADED_FILE: &str = "guard.loaded";
+
+fn loaded(listings: [&Listing; 2]) -> Loaded {
+    Loaded { ruleset: listings[0].ruleset.clone(), listed: listings.map(|listing| listing.listed.clone()) }
 }
 
 /// The node that this process runs on.
@@ -104,27 +111,36 @@ pub struct Node {
     loaded_file: PathBuf,
     loaded: Mutex<Loaded>,
     /// Absent where the kernel does not tell; then the guard is listed every time.
-    generation: Option<Generation>,
-    /// The generation in which the guard was last listed, and what was seen.
-    listed_in: Mutex<Option<(u32, GuardSeen)>>,
+    generations: Option<[Generation; 2]>,
+    /// The generations in which the guard was last listed, and what was seen.
+    listed_in: Mutex<Option<([u32; 2], GuardSeen)>>,
 }
 
 impl Node {
     /// Opens both namespaces.
     pub fn open(host: Arc<Netns>, router: Arc<Netns>, state_dir: &Path) -> Result<Self, NodeError> {
-        let loaded_file = state_dir.join("guard.loaded");
+        let loaded_file = state_dir.join(LOADED_FILE);
         // No file, or one that is not understood: the guard is loaded once more, which harms nothing.
         let loaded = fs::read(&loaded_file).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        let generation = Generation::open(&host)?.inspect_err(|error| debug!(%error, "no generations")).ok();
+        let open = |netns: &Netns| {
+            let generation = Generation::open(netns)?;
+            Ok::<_, NetnsError>(generation.inspect_err(|error| debug!(%error, "no generations")).ok())
+        };
+        let generations = open(&host)?.zip(open(&router)?).map(<[Generation; 2]>::from);
         Ok(Self {
             host: Client::connect(host)?,
             router: Client::connect(router)?,
             records: Records::new(state_dir),
             loaded_file,
             loaded: Mutex::new(loaded.unwrap_or_default()),
-            generation,
+            generations,
             listed_in: Mutex::default(),
         })
+    }
+
+    /// The tasks of its netlink sockets. When one has ended, nothing can be read or changed any more.
+    pub fn connections(&self) -> [AbortHandle; 2] {
+        [self.host.connection(), self.router.connection()]
     }
 
     fn client(&self, space: Space) -> &Client {
@@ -137,25 +153,29 @@ impl Node {
     async fn guard_seen(&self) -> Result<GuardSeen, NftError> {
         let mut listed_in = self.listed_in.lock().await;
         // Taken before the listing: a change while it is listed makes it stale, not fresh.
-        let generation = self.generation.as_ref().and_then(|generation| generation.now().ok());
-        if let (Some((then, seen)), Some(now)) = (listed_in.as_ref(), generation)
+        let now =
+            self.generations.as_ref().and_then(|[host, router]| Some([host.now().ok()?, router.now().ok()?]));
+        if let (Some((then, seen)), Some(now)) = (listed_in.as_ref(), now)
             && *then == now
         {
             return Ok(seen.clone());
         }
-        let seen = match nft::list(self.host.netns()).await? {
-            None => GuardSeen::default(),
-            Some(Listing { ruleset, listed, .. }) => {
-                let intact = *self.loaded.lock().await == Loaded { ruleset: ruleset.clone(), listed };
-                GuardSeen { present: true, digest: intact.then_some(ruleset) }
+        let tables = [nft::list(self.host.netns()).await?, nft::list(self.router.netns()).await?];
+        let present = tables.iter().any(Option::is_some);
+        let digest = match tables {
+            [Some(host), Some(router)] => {
+                let found = loaded([&host, &router]);
+                (*self.loaded.lock().await == found).then_some(found.ruleset)
             }
+            _ => None,
         };
-        *listed_in = generation.map(|generation| (generation, seen.clone()));
+        let seen = GuardSeen { present, digest };
+        *listed_in = now.map(|generations| (generations, seen.clone()));
         Ok(seen)
     }
 
-    async fn remember_loaded(&self, listing: &Listing) {
-        let loaded = Loaded { ruleset: listing.ruleset.clone(), listed: listing.listed.clone() };
+    async fn remember_loaded(&self, listings: &[Listing; 2]) {
+        let loaded = loaded([&listings[0], &listings[1]]);
         match serde_json::to_vec(&loaded) {
             Ok(text) => {
                 if let Err(error) = files::replace(&self.loaded_file, &text) {
@@ -171,13 +191,13 @@ impl Node {
     async fn uplink_take(&self, name: &str) -> Result<(), NodeError> {
         let seen = observe::uplink(&self.host, name).await?;
         let seen = seen.ok_or_else(|| NodeError::NoUplink(name.to_owned()))?;
-        let uplink = before_the_move(seen, self.records.all()?.get(name));
+        let uplink = before_the_move(seen, self.records.of(name)?.as_ref());
         self.records.write(&uplink)?;
         Ok(write::link_move(&self.host, name, self.router.netns()).await?)
     }
 
     async fn uplink_return(&self, name: &str) -> Result<(), NodeError> {
-        let uplink = self.records.all()?.remove(name).ok_or_else(|| NodeError::NoRecord(name.to_owned()))?;
+        let uplink = self.records.of(name)?.ok_or_else(|| NodeError::NoRecord(name.to_owned()))?;
         if observe::uplink(&self.router, name).await?.is_some() {
             write::link_move(&self.router, name, self.host.netns()).await?;
         }
@@ -214,17 +234,20 @@ impl Node {
 
 impl Platform for Node {
     async fn uplinks(&self, names: &[String]) -> Result<Uplinks, NodeError> {
-        let records = self.records.all()?;
         let mut uplinks = Uplinks::new();
         for name in names {
-            let recorded = records.get(name);
+            // A record that cannot be read is told when the interface is given back; until then the interface is
+            // what it is now.
+            let recorded =
+                self.records.of(name).inspect_err(|error| debug!(%error, "no record")).ok().flatten();
             let uplink = match (observe::uplink(&self.router, name).await?, recorded) {
-                (Some(_), Some(recorded)) => Some(recorded.clone()),
+                // The MTU is as it is now: the tenants' follow it.
+                (Some(there), Some(recorded)) => Some(Uplink { mtu: there.mtu, ..recorded }),
                 // It was made in the router's namespace, and nobody has to get it back.
                 (Some(there), None) => Some(there),
                 (None, recorded) => {
                     let seen = observe::uplink(&self.host, name).await?;
-                    seen.map(|seen| before_the_move(seen, recorded))
+                    seen.map(|seen| before_the_move(seen, recorded.as_ref()))
                 }
             };
             uplinks.extend(uplink.map(|uplink| (name.clone(), uplink)));
@@ -237,14 +260,14 @@ impl Platform for Node {
         let mut router = observe::dump(&self.router, Space::Router).await?;
         observe::pair(&mut host, &mut router);
         let with_sysctls = |mut state: NetState, client: &Client, wanted: &BTreeMap<String, String>| {
-            state.sysctls = sysctl::read(client.netns(), wanted.keys())?;
+            state.sysctls = sysctl::read(client.netns(), wanted)?;
             Ok::<_, NodeError>(state)
         };
         Ok(Observed {
             guard: self.guard_seen().await?,
             host: with_sysctls(host.state, &self.host, &desired.host.sysctls)?,
             router: with_sysctls(router.state, &self.router, &desired.router.sysctls)?,
-            recorded: self.records.all()?.into_keys().collect(),
+            recorded: self.records.names()?,
             frr: Vec::new(),
             frr_error: None,
         })
@@ -262,10 +285,13 @@ impl Platform for Node {
     async fn apply(&self, op: &Op) -> Result<(), NodeError> {
         match op {
             Op::GuardLoad(ruleset) => {
-                let listing = nft::load(self.host.netns(), ruleset).await?;
-                self.remember_loaded(&listing).await;
+                let listings = nft::load(self.host.netns(), self.router.netns(), ruleset).await?;
+                self.remember_loaded(&listings).await;
             }
-            Op::GuardDelete => nft::delete(self.host.netns()).await?,
+            Op::GuardDelete => {
+                nft::delete(self.host.netns()).await?;
+                nft::delete(self.router.netns()).await?;
+            }
             Op::Rules(change) => {
                 for step in &change.steps {
                     let made = match step {

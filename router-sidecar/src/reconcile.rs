@@ -121,7 +121,7 @@ struct Reasons {
 impl Reasons {
     /// Forgets those for whom nothing is missing, and takes what failed in this round.
     fn update(&mut self, left: &[Op], outcome: &Outcome) {
-        let owners: BTreeSet<Option<u32>> = left.iter().map(|op| op.vni()).collect();
+        let owners: BTreeSet<Option<u32>> = left.iter().map(Op::vni).collect();
         self.tenants.retain(|vni, _| owners.contains(&Some(*vni)));
         self.node.take_if(|_| !owners.contains(&None));
         for (vni, failure) in &outcome.tenants {
@@ -263,7 +263,9 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
         let told = self.told.borrow().clone();
         let Some(config) = &told.config else { return false };
         let guard = told.guard.as_ref().map(|held| &held.value);
-        let desired = desired(&config.value, guard, &BTreeMap::new());
+        let interfaces = config.value.underlay.as_ref().map_or(&[][..], |underlay| &underlay.interfaces);
+        let Ok(uplinks) = self.platform.uplinks(interfaces).await else { return true };
+        let desired = desired(&config.value, guard, &uplinks);
         match self.platform.guard_stands(&desired).await {
             Ok(true) => {}
             Ok(false) | Err(_) => return true,

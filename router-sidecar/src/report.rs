@@ -68,11 +68,12 @@ impl Health {
         }
     }
 
-    /// Whether something other than the time changed that established sessions are up.
+    /// Whether something changed other than what only grows: the time that sessions are up, and what was dropped.
     pub fn differs(&self, other: &Self) -> bool {
         let timeless = |health: &Self| {
             let mut health = health.clone();
             health.sessions.iter_mut().for_each(|session| session.uptime_seconds = 0);
+            health.drops.clear();
             health
         };
         timeless(self) != timeless(other)

@@ -3,11 +3,12 @@
 //! One file for each interface below `<state-dir>/uplinks`. Touches those files alone.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
 
-use crate::{files, observe::Uplinks, state::Uplink};
+use crate::{files, state::Uplink};
 
 /// Why a record could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -47,26 +48,32 @@ impl Records {
         self.dir.join(format!("{name}.json"))
     }
 
-    /// All of them, by the interface's name.
-    pub fn all(&self) -> Result<Uplinks, RecordError> {
-        let failed = |path: &Path, source| RecordError::File { path: path.to_owned(), source };
+    /// That of one interface.
+    pub fn of(&self, name: &str) -> Result<Option<Uplink>, RecordError> {
+        let path = self.path(name);
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|source| RecordError::Content { path, source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(RecordError::File { path, source }),
+        }
+    }
+
+    /// The interfaces that have one, damaged ones too.
+    pub fn names(&self) -> Result<BTreeSet<String>, RecordError> {
+        let failed = |source| RecordError::File { path: self.dir.clone(), source };
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Uplinks::new()),
-            Err(error) => return Err(failed(&self.dir, error)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+            Err(error) => return Err(failed(error)),
         };
-        let mut uplinks = Uplinks::new();
+        let mut names = BTreeSet::new();
         for entry in entries {
-            let path = entry.map_err(|e| failed(&self.dir, e))?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            let text = fs::read(&path).map_err(|e| failed(&path, e))?;
-            let uplink: Uplink =
-                serde_json::from_slice(&text).map_err(|source| RecordError::Content { path, source })?;
-            uplinks.insert(uplink.name.clone(), uplink);
+            let file = entry.map_err(failed)?.file_name();
+            names.extend(file.to_str().and_then(|file| file.strip_suffix(".json")).map(str::to_owned));
         }
-        Ok(uplinks)
+        Ok(names)
     }
 
     /// Writes one, to disk.
@@ -80,20 +87,21 @@ impl Records {
     /// Takes one away; none is fine too.
     pub fn remove(&self, name: &str) -> Result<(), RecordError> {
         let path = self.path(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(RecordError::File { path, source: error })
-            }
-            _ => Ok(()),
-        }
+        files::remove(&path).map_err(|source| RecordError::File { path, source })
     }
 }
 
-/// What counts for an interface that is in the host's namespace: how it stands there, unless it has lost the addresses
-/// that its record has. Then it was on its way back when something stopped it, and the record is right.
+/// What counts for an interface that is in the host's namespace: how it stands there. Where it still has a record, it was
+/// on its way back when something stopped that, and has perhaps only a part of what it is to get: if all addresses that
+/// it has are in the record, the record is right.
 pub fn before_the_move(seen: Uplink, recorded: Option<&Uplink>) -> Uplink {
     match recorded {
-        Some(recorded) if seen.addresses.is_empty() && !recorded.addresses.is_empty() => recorded.clone(),
+        Some(recorded) if seen.addresses.iter().all(|there| recorded.addresses.contains(there)) => {
+            let mut whole = recorded.clone();
+            // A route that came later, as the node's default route may, belongs to it too.
+            whole.routes.extend(seen.routes.into_iter().filter(|route| !recorded.routes.contains(route)));
+            whole
+        }
         _ => seen,
     }
 }
@@ -107,28 +115,34 @@ mod tests {
     fn records_come_back_and_go() {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::new(dir.path());
-        assert!(records.all().unwrap().is_empty());
+        assert!(records.names().unwrap().is_empty());
         let eth1 = uplink("eth1.100", 9000, &["192.0.2.3/31"]);
         records.write(&eth1).unwrap();
-        assert_eq!(records.all().unwrap(), Uplinks::from([("eth1.100".to_owned(), eth1)]));
+        assert_eq!(records.names().unwrap(), BTreeSet::from(["eth1.100".to_owned()]));
+        assert_eq!(records.of("eth1.100").unwrap(), Some(eth1));
         records.remove("eth1.100").unwrap();
         records.remove("eth1.100").unwrap();
-        assert!(records.all().unwrap().is_empty());
+        assert!(records.names().unwrap().is_empty());
     }
 
     #[test]
-    fn a_damaged_record_is_named() {
+    fn a_damaged_record_is_named_and_harms_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::new(dir.path());
         records.write(&uplink("eth1", 1500, &[])).unwrap();
         fs::write(dir.path().join("uplinks/eth1.json"), "{").unwrap();
-        assert!(records.all().unwrap_err().to_string().contains("uplinks/eth1.json"));
+        records.write(&uplink("eth2", 1500, &[])).unwrap();
+        assert!(records.of("eth1").unwrap_err().to_string().contains("uplinks/eth1.json"));
+        assert!(records.of("eth2").unwrap().is_some());
+        assert_eq!(records.names().unwrap().len(), 2);
     }
 
     #[test]
     fn an_interface_that_lost_its_addresses_has_those_of_its_record() {
         let (bare, full) = (uplink("eth1", 1500, &[]), uplink("eth1", 1500, &["192.0.2.3/31"]));
         assert_eq!(before_the_move(bare.clone(), Some(&full)), full);
+        let two = uplink("eth1", 1500, &["192.0.2.3/31", "192.0.2.9/32"]);
+        assert_eq!(before_the_move(full.clone(), Some(&two)), two, "half of them are back");
         let other = uplink("eth1", 1500, &["192.0.2.5/31"]);
         assert_eq!(before_the_move(other.clone(), Some(&full)), other);
         assert_eq!(before_the_move(bare.clone(), None), bare);

@@ -313,7 +313,7 @@ async fn an_edited_guard_is_noticed_and_its_counters_survive() {
         assert!(!node.guard_stands(&desired).await.unwrap(), "`{edit}` was not noticed");
         bring_about(&node, &desired).await;
     }
-    // A packet from a VRF to a tenant that is not here is dropped and counted; counting is no edit.
+    // A packet from a VRF to a tenant that is not here is dropped and counted for the VRF's tenant; counting is no edit.
     spaces.run(0, "sysctl", "-qw net.ipv4.ip_forward=1");
     spaces.ip(0, "link add d0 up type bridge");
     spaces.ip(0, "route add 10.203.0.0/16 dev d0");
@@ -321,7 +321,7 @@ async fn an_edited_guard_is_noticed_and_its_counters_survive() {
     let ping = ["netns", "exec", &spaces.names[1], "ping", "-c1", "-W1", "10.203.0.5"];
     assert!(!Command::new("ip").args(ping).output().unwrap().status.success());
     let counted =
-        || spaces.run(0, "nft", "list counter inet calico-vni tenant-green-1003").contains("packets 1 ");
+        || spaces.run(0, "nft", "list counter inet calico-vni tenant-red-1001").contains("packets 1 ");
     assert!(counted() && node.guard_stands(&desired).await.unwrap());
     // A reload goes on from there.
     spaces.run(0, "nft", "flush chain inet calico-vni forward");
@@ -347,7 +347,10 @@ async fn the_kernel_tells_of_changes_that_concern_us() {
         spaces.ip(0, command);
         told.insert(what, timeout(Duration::from_secs(5), changed.recv()).await.is_ok());
     }
-    assert_eq!(told, BTreeMap::from([("IPv6 rule", true), ("address", true), ("route", true), ("rule", true)]));
+    assert_eq!(
+        told,
+        BTreeMap::from([("IPv6 rule", true), ("address", true), ("route", true), ("rule", true)])
+    );
 }
 
 #[tokio::test]

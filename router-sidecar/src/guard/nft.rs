@@ -10,10 +10,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::{io::AsyncWriteExt as _, process::Command, runtime};
 
-use super::{
-    Ruleset, TABLE,
-    render::{Counts, render},
-};
+use super::{Counts, Ruleset, TABLE};
 use crate::netns::{Netns, NetnsError};
 
 /// Why the guard could not be read or written.
@@ -54,15 +51,30 @@ pub async fn list(netns: &Netns) -> Result<Option<Listing>, NftError> {
     }
 }
 
-/// Puts the ruleset in the place of what stands, in one transaction, and says how it is listed. Counters go on from
-/// where they are.
-pub async fn load(netns: &Netns, ruleset: &Ruleset) -> Result<Listing, NftError> {
-    let counts = list(netns).await?.map(|listing| listing.counters).unwrap_or_default();
-    run(netns, "-f -", Some(&render(ruleset, &ruleset.digest(), &counts))).await?;
-    let args = || format!("-j list table {TABLE}");
-    list(netns)
-        .await?
-        .ok_or_else(|| NftError::Answer(args(), "the table that was just loaded is not there".into()))
+/// Puts the ruleset in the place of what stands in the host's and in the router's namespace, each in one transaction,
+/// and says how it is listed. Counters go on from where they are.
+pub async fn load(host: &Netns, router: &Netns, ruleset: &Ruleset) -> Result<[Listing; 2], NftError> {
+    let counts = async |netns| {
+        Ok::<_, NftError>(list(netns).await?.map(|listing| listing.counters).unwrap_or_default())
+    };
+    let [of_host, of_router] =
+        ruleset.texts(&ruleset.digest(), &[counts(host).await?, counts(router).await?]);
+    let listed = async |netns, text: String| {
+        run(netns, "-f -", Some(&text)).await?;
+        let gone = || "the table that was just loaded is not there".to_owned();
+        let args = || format!("-j list table {TABLE}");
+        list(netns).await?.ok_or_else(|| NftError::Answer(args(), gone()))
+    };
+    // The router's first: what is let into a tenant's link is what the host's side has checked.
+    let of_router = listed(router, of_router).await?;
+    Ok([listed(host, of_host).await?, of_router])
+}
+
+/// The named counters of the table, without the rest of it.
+pub async fn counters(netns: &Netns) -> Result<BTreeMap<String, Counts>, NftError> {
+    let args = format!("-j list counters table {TABLE}");
+    let answer = run(netns, &args, None).await?;
+    parse(&answer).map(|listing| listing.counters).map_err(|e| NftError::Answer(args, e))
 }
 
 /// Deletes the table; none is fine too.

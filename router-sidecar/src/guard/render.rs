@@ -1,23 +1,26 @@
 //! The guard as `nft` text. Pure.
 //!
-//! A look-up by source, one by destination and one by each interface decide for traffic that is no tenant's. What a
-//! chain of a tenant does not `return` is counted for that tenant and dropped.
+//! Traffic that is no tenant's costs a look-up by destination, one by source, and a comparison of the first letters of
+//! each interface's name. What a chain of a tenant does not `return` is counted for that tenant and dropped.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::collections::{BTreeMap, BTreeSet};
 
-use calico_vni_proto::names;
+use calico_vni_proto::{
+    model::{Endpoint, Protocol},
+    names,
+};
 use ipnet::IpNet;
 
-use super::{Guarded, Ruleset};
-
-/// Family and name of the table, as `nft` writes them.
-pub const TABLE: &str = "inet calico-vni";
+use super::{
+    Guarded, Local, Ruleset,
+    text::{Counts, Text},
+};
 
 /// Counter of what is dropped from and to quarantined prefixes.
 pub const COUNTER_QUARANTINED: &str = "quarantined";
 
-/// Packets and bytes that a counter holds.
-pub type Counts = (u64, u64);
+/// Counter of what comes from or goes to a link that is no tenant's of this node: one that is on its way out.
+pub const COUNTER_NO_TENANT: &str = "no-tenant";
 
 /// Letters of a tenant's name in the name of its counter: with what stands around it, it has to fit into the 255
 /// octets that an object's name may have (`NFT_OBJ_MAXNAMELEN`).
@@ -25,6 +28,13 @@ const NAME_LETTERS: usize = 230;
 
 /// What `ct` says of packets that answer a connection which the other side was allowed to open.
 const REPLIES: &str = "ct direction reply ct state established,related return";
+
+/// What holds of a packet of a tenant's pod that comes in by another interface than its own: the way back to its source
+/// leads elsewhere. Calico checks the same; the guard does not rely on it.
+const SPOOFED: &str = "fib saddr . iif oif 0";
+
+/// What holds of a packet that comes from another node for a pod of this one.
+const BETWEEN_NODES: &str = "iifname != \"cali*\" iifname != \"cv*\" oifname \"cali*\"";
 
 /// Name of the counter of what is dropped for a tenant.
 pub fn counter_of(name: &str, vni: u32) -> String {
@@ -35,98 +45,30 @@ pub fn counter_of(name: &str, vni: u32) -> String {
 /// The text that replaces the whole table in one transaction. `digest` is kept inside the table; `counts` are what
 /// the counters start with, so that a reload does not set them back to zero.
 pub fn render(ruleset: &Ruleset, digest: &str, counts: &BTreeMap<String, Counts>) -> String {
-    let mut text = Text(String::new());
-    // Adding a table that is there changes nothing, and makes it certain that there is one to delete.
-    text.line(format_args!("table {TABLE}"));
-    text.line(format_args!("delete table {TABLE}"));
-    text.line(format_args!("table {TABLE} {{"));
-    counters(&mut text, ruleset, counts);
+    let mut text = Text::replacing_table();
+    let of_tenants = ruleset.tenants.iter().map(|(vni, tenant)| counter_of(&tenant.name, *vni));
+    text.counters(of_tenants.chain([COUNTER_QUARANTINED, COUNTER_NO_TENANT].map(str::to_owned)), counts);
     for v6 in [false, true] {
         maps(&mut text, ruleset, v6);
     }
-    links(&mut text, ruleset);
-    for (vni, tenant) in &ruleset.tenants {
-        if let Some(shared) = &tenant.local {
-            sets(&mut text, *vni, tenant, shared);
-            chains(&mut text, *vni, tenant);
+    let local: Vec<u32> = ruleset.local().map(|(vni, _, _)| vni).collect();
+    for way in ["in", "out", "node"] {
+        let element = |vni: &u32| format!("\"{}\" : goto {way}-link-{vni}", names::host_link(*vni));
+        let elements: Vec<String> = local.iter().map(element).collect();
+        text.elements(&format!("map {way}-links"), "ifname : verdict", "", &elements);
+    }
+    open_sets(&mut text, "", &ruleset.shared, &ruleset.services);
+    for (vni, tenant, here) in ruleset.local() {
+        for v6 in [false, true] {
+            let pools: Vec<String> = of_family(&tenant.pools, v6).map(ToString::to_string).collect();
+            text.elements(&format!("set pools{}-{vni}", digit(v6)), address_type(v6), "interval", &pools);
         }
+        open_sets(&mut text, &format!("-{vni}"), &here.shared, &here.services);
+        chains(&mut text, vni, tenant, here);
     }
-    for (chain, field) in [("absent-to", "daddr"), ("absent-from", "saddr")] {
-        text.chain(
-            chain,
-            &[
-                REPLIES,
-                &format!("counter name ip {field} map @count4"),
-                &format!("counter name ip6 {field} map @count6"),
-                "drop",
-            ],
-        );
-    }
-    text.chain("quarantined", &[&format!("counter name \"{COUNTER_QUARANTINED}\" drop")]);
-    text.chain(
-        "forward",
-        &[
-            "type filter hook forward priority filter - 10; policy accept;",
-            "ip saddr vmap @from4",
-            "ip6 saddr vmap @from6",
-            "ip daddr vmap @to4",
-            "ip6 daddr vmap @to6",
-            "iifname vmap @in-links",
-            "oifname vmap @out-links",
-        ],
-    );
-    // No packet comes here: the chain only holds the name of what was loaded.
-    text.chain("digest", &[&format!("return comment \"{digest}\"")]);
-    text.line(format_args!("}}"));
-    text.0
-}
-
-struct Text(String);
-
-impl Text {
-    fn line(&mut self, line: std::fmt::Arguments<'_>) {
-        writeln!(self.0, "{line}").expect("writing to a String cannot fail");
-    }
-
-    fn chain(&mut self, name: &str, lines: &[&str]) {
-        self.line(format_args!("  chain {name} {{"));
-        for line in lines {
-            self.line(format_args!("    {line}"));
-        }
-        self.line(format_args!("  }}"));
-    }
-
-    fn elements(&mut self, head: &str, of_type: &str, flags: &str, elements: &[String]) {
-        self.line(format_args!("  {head} {{"));
-        self.line(format_args!("    type {of_type}"));
-        if !flags.is_empty() {
-            self.line(format_args!("    flags {flags}"));
-        }
-        if !elements.is_empty() {
-            self.line(format_args!("    elements = {{ {} }}", elements.join(", ")));
-        }
-        self.line(format_args!("  }}"));
-    }
-}
-
-fn counters(text: &mut Text, ruleset: &Ruleset, counts: &BTreeMap<String, Counts>) {
-    let of_tenants = ruleset.tenants.iter().map(|(vni, tenant)| counter_of(&tenant.name, *vni));
-    for name in of_tenants.chain([COUNTER_QUARANTINED.to_owned()]) {
-        let (packets, bytes) = counts.get(&name).copied().unwrap_or_default();
-        text.line(format_args!("  counter {name} {{ packets {packets} bytes {bytes}; }}"));
-    }
-}
-
-fn of_family(nets: &[IpNet], v6: bool) -> impl Iterator<Item = &IpNet> {
-    nets.iter().filter(move |net| matches!(net, IpNet::V6(_)) == v6)
-}
-
-const fn digit(v6: bool) -> char {
-    if v6 { '6' } else { '4' }
-}
-
-const fn address_type(v6: bool) -> &'static str {
-    if v6 { "ipv6_addr" } else { "ipv4_addr" }
+    common_chains(&mut text);
+    text.chain("digest", &[format!("return comment \"{digest}\"")]);
+    text.finish()
 }
 
 fn maps(text: &mut Text, ruleset: &Ruleset, v6: bool) {
@@ -145,73 +87,170 @@ fn maps(text: &mut Text, ruleset: &Ruleset, v6: bool) {
         let head = format!("map {direction}{digit}");
         text.elements(&head, &format!("{address} : verdict"), "interval", &elements);
     }
-    let mut elements = Vec::new();
-    for (vni, tenant) in ruleset.tenants.iter().filter(|(_, tenant)| tenant.local.is_none()) {
-        let counter = counter_of(&tenant.name, *vni);
-        elements.extend(of_family(&tenant.pools, v6).map(|net| format!("{net} : \"{counter}\"")));
-    }
-    text.elements(&format!("map count{digit}"), &format!("{address} : counter"), "interval", &elements);
-}
-
-fn links(text: &mut Text, ruleset: &Ruleset) {
-    let local = ruleset.tenants.iter().filter(|(_, tenant)| tenant.local.is_some());
-    let local: Vec<u32> = local.map(|(vni, _)| *vni).collect();
-    for way in ["in", "out"] {
-        let element = |vni: &u32| format!("\"{}\" : jump {way}-link-{vni}", names::host_link(*vni));
-        let elements: Vec<String> = local.iter().map(element).collect();
-        text.elements(&format!("map {way}-links"), "ifname : verdict", "", &elements);
-    }
-}
-
-fn sets(text: &mut Text, vni: u32, tenant: &Guarded, shared: &[IpNet]) {
-    for v6 in [false, true] {
-        for (name, nets) in [("pools", tenant.pools.as_slice()), ("shared", shared)] {
-            let elements: Vec<String> = of_family(nets, v6).map(ToString::to_string).collect();
-            text.elements(&format!("set {name}{}-{vni}", digit(v6)), address_type(v6), "interval", &elements);
+    let (mut guarded, mut counters) = (Vec::new(), Vec::new());
+    let mut count = |nets: &[IpNet], counter: &str| {
+        for net in of_family(nets, v6) {
+            guarded.push(net.to_string());
+            counters.push(format!("{net} : \"{counter}\""));
         }
+    };
+    for (vni, tenant) in &ruleset.tenants {
+        count(&tenant.pools, &counter_of(&tenant.name, *vni));
+    }
+    count(&ruleset.quarantined, COUNTER_QUARANTINED);
+    text.elements(&format!("map count{digit}"), &format!("{address} : counter"), "interval", &counters);
+    text.elements(&format!("set guarded{digit}"), address, "interval", &guarded);
+}
+
+/// What may be reached outside the VRF: by prefix, and by address, protocol and port.
+fn open_sets(text: &mut Text, suffix: &str, shared: &[IpNet], services: &BTreeSet<Endpoint>) {
+    for v6 in [false, true] {
+        let (digit, address) = (digit(v6), address_type(v6));
+        let nets: Vec<String> = of_family(shared, v6).map(ToString::to_string).collect();
+        text.elements(&format!("set shared{digit}{suffix}"), address, "interval", &nets);
+        let endpoints: Vec<String> =
+            services.iter().filter(|endpoint| endpoint.address.is_ipv6() == v6).map(element).collect();
+        let of_type = format!("{address} . inet_proto . inet_service");
+        text.elements(&format!("set services{digit}{suffix}"), &of_type, "", &endpoints);
     }
 }
 
-fn chains(text: &mut Text, vni: u32, tenant: &Guarded) {
+fn element(endpoint: &Endpoint) -> String {
+    let protocol = match endpoint.protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+        Protocol::Sctp => "sctp",
+    };
+    format!("{} . {protocol} . {}", endpoint.address, endpoint.port)
+}
+
+/// Lets through what [`open_sets`] of the same suffix holds.
+fn opens(suffix: &str, verdict: &str) -> [String; 4] {
+    [
+        format!("ip daddr @shared4{suffix} {verdict}"),
+        format!("ip6 daddr @shared6{suffix} {verdict}"),
+        format!("ip daddr . meta l4proto . th dport @services4{suffix} {verdict}"),
+        format!("ip6 daddr . meta l4proto . th dport @services6{suffix} {verdict}"),
+    ]
+}
+
+/// The chains of a tenant on this node.
+fn chains(text: &mut Text, vni: u32, tenant: &Guarded, here: &Local) {
     let link = names::host_link(vni);
-    let drop = format!("counter name \"{}\" drop", counter_of(&tenant.name, vni));
-    text.chain(
-        &format!("to-{vni}"),
-        &[
-            &format!("iifname \"{link}\" return"),
-            &format!("iifname \"cali*\" ip saddr @pools4-{vni} return"),
-            &format!("iifname \"cali*\" ip6 saddr @pools6-{vni} return"),
-            REPLIES,
-            &drop,
-        ],
-    );
-    text.chain(
-        &format!("from-{vni}"),
-        &[
-            &format!("oifname \"{link}\" return"),
-            &format!("oifname \"cali*\" ip daddr @pools4-{vni} return"),
-            &format!("oifname \"cali*\" ip6 daddr @pools6-{vni} return"),
-            &format!("ip daddr @shared4-{vni} return"),
-            &format!("ip6 daddr @shared6-{vni} return"),
-            REPLIES,
-            &drop,
-        ],
-    );
-    // What comes out of the VRF is for the tenant's pods or for nobody: the node is no way into the flat network.
-    text.chain(
-        &format!("in-link-{vni}"),
-        &[&format!("ip daddr @pools4-{vni} return"), &format!("ip6 daddr @pools6-{vni} return"), &drop],
-    );
+    let count = format!("counter name \"{}\" drop", counter_of(&tenant.name, vni));
+    let chain = |text: &mut Text, name: &str, lines: &[String]| {
+        text.chain(&format!("{name}-{vni}"), &[lines, std::slice::from_ref(&count)].concat());
+    };
+    let pools = |condition: &str, field: &str| {
+        [4, 6].map(|v| {
+            let ip = if v == 4 { "ip" } else { "ip6" };
+            format!("{condition}{ip} {field} @pools{v}-{vni} return")
+        })
+    };
+    let from_pod = pools("iifname \"cali*\" ", "saddr");
+    let to_pod = pools("oifname \"cali*\" ", "daddr");
+    let by_link = |way: &str| format!("{way}ifname \"{link}\" return");
+
+    chain(text, "to", &[&[by_link("i")], from_pod.as_slice(), &[REPLIES.into()]].concat());
+    // From the link, from a pod here, or from a pod elsewhere that asks what this node shares.
+    let shared = [4, 6].map(|v| {
+        let ip = if v == 4 { "ip" } else { "ip6" };
+        format!("{BETWEEN_NODES} {ip} daddr @shared{v}-{vni} return")
+    });
+    let ask = [format!("iifname \"cali*\" goto pod-{vni}"), format!("{BETWEEN_NODES} jump asked")];
+    chain(text, "from", &[&[by_link("i")], ask.as_slice(), shared.as_slice()].concat());
+    let spoofed = format!("{SPOOFED} {count}");
+    // Another tenant's link is no way to what is shared.
+    let links = format!("oifname \"cv*\" {count}");
+    let open = opens(&format!("-{vni}"), "return");
+    let pod = [&[spoofed, by_link("o")], to_pod.as_slice(), &[links], open.as_slice(), &[REPLIES.into()]];
+    chain(text, "pod", &pod.concat());
+    // What comes out of the VRF is for the tenant's pods here or for nobody: the node is no way into the flat network.
+    chain(text, "in-link", &to_pod);
     // What goes into the VRF comes from the tenant's pods: nobody else speaks to the router's end of the link.
+    chain(text, "out-link", &pools("", "saddr"));
+    // The node itself speaks BGP with the router's end of the link, and hears from it what ICMP has to say.
+    let (v4, v6) = (here.router_v4, here.router_v6);
+    let router = [
+        REPLIES.to_owned(),
+        format!("ip saddr {v4} tcp dport 179 return"),
+        format!("ip6 saddr {v6} tcp dport 179 return"),
+        format!("ip saddr {v4} meta l4proto icmp return"),
+        format!("ip6 saddr {{ {v6}, fe80::/10, :: }} meta l4proto ipv6-icmp return"),
+    ];
+    chain(text, "node-link", &router);
+}
+
+/// The chains that all tenants share, and those that packets come in by.
+fn common_chains(text: &mut Text) {
+    text.chain("asked", &opens("", "accept"));
     text.chain(
-        &format!("out-link-{vni}"),
-        &[&format!("ip saddr @pools4-{vni} return"), &format!("ip6 saddr @pools6-{vni} return"), &drop],
+        "absent-to",
+        &[REPLIES, "counter name ip daddr map @count4", "counter name ip6 daddr map @count6", "drop"],
     );
+    text.chain("absent-from", &[format!("{BETWEEN_NODES} jump asked"), "goto refused".into()]);
+    text.chain(
+        "refused",
+        &["counter name ip saddr map @count4", "counter name ip6 saddr map @count6", "drop"],
+    );
+    text.chain("quarantined", &[format!("counter name \"{COUNTER_QUARANTINED}\" drop")]);
+    for (way, field) in [("in", "iifname"), ("out", "oifname"), ("node", "iifname")] {
+        let mut lines = vec![format!("{field} vmap @{way}-links")];
+        // A link that no tenant of this node has any more. A device of somebody else's has no digit there.
+        lines.extend((1..=9).map(|first| {
+            let link = names::host_link(first);
+            format!("{field} \"{link}*\" counter name \"{COUNTER_NO_TENANT}\" drop")
+        }));
+        text.chain(&format!("{way}-link"), &lines);
+    }
+    text.chain(
+        "forward",
+        &[
+            "type filter hook forward priority filter - 10; policy accept;",
+            "iifname \"cv*\" jump in-link",
+            "oifname \"cv*\" jump out-link",
+            "ip daddr vmap @to4",
+            "ip6 daddr vmap @to6",
+            "ip saddr vmap @from4",
+            "ip6 saddr vmap @from6",
+        ],
+    );
+    text.chain(
+        "to-node",
+        &[
+            &format!("iifname \"cali*\" {SPOOFED} goto refused"),
+            "iifname \"cali*\" return",
+            REPLIES,
+            "jump asked",
+            "goto refused",
+        ],
+    );
+    text.chain(
+        "input",
+        &[
+            "type filter hook input priority filter - 10; policy accept;",
+            "iifname \"cv*\" goto node-link",
+            "ip saddr @guarded4 goto to-node",
+            "ip6 saddr @guarded6 goto to-node",
+        ],
+    );
+}
+
+fn of_family(nets: &[IpNet], v6: bool) -> impl Iterator<Item = &IpNet> {
+    nets.iter().filter(move |net| matches!(net, IpNet::V6(_)) == v6)
+}
+
+const fn digit(v6: bool) -> char {
+    if v6 { '6' } else { '4' }
+}
+
+const fn address_type(v6: bool) -> &'static str {
+    if v6 { "ipv6_addr" } else { "ipv4_addr" }
 }
 
 #[cfg(test)]
 mod tests {
-    use calico_vni_proto::model::{Guard, GuardTenant};
+    use calico_vni_proto::model::{Guard, GuardTenant, SharedService};
 
     use super::*;
     use crate::testing::{config, tenant};
@@ -227,9 +266,18 @@ mod tests {
                 GuardTenant { name: "blue".into(), vni: 1002, pools: vec!["10.201.0.0/16".parse().unwrap()] },
             ],
             quarantined: vec!["10.9.0.0/16".parse().unwrap()],
-            services: vec![],
+            services: vec![SharedService {
+                name: "kube-system/dns".into(),
+                endpoints: vec![Endpoint {
+                    address: "10.244.0.5".parse().unwrap(),
+                    protocol: Protocol::Udp,
+                    port: 53,
+                }],
+            }],
         };
-        Ruleset::new(&guard, &config(vec![tenant("red", 1001, &["10.200.0.0/16", "fd00:200::/64"])]))
+        let mut red = tenant("red", 1001, &["10.200.0.0/16", "fd00:200::/64"]);
+        red.services = vec!["kube-system/dns".into()];
+        Ruleset::new(&guard, &config(vec![red]))
     }
 
     /// Written anew with `UPDATE_GOLDEN=1 cargo test`.

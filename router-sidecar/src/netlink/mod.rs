@@ -116,6 +116,11 @@ impl Client {
         Ok(Self { netns, handle, connection })
     }
 
+    /// What tells whether the socket still works: its task ends with it.
+    pub fn connection(&self) -> AbortHandle {
+        self.connection.clone()
+    }
+
     /// The namespace.
     pub fn netns(&self) -> &Netns {
         &self.netns

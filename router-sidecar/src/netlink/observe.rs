@@ -113,6 +113,37 @@ pub async fn uplink(client: &Client, name: &str) -> Result<Option<Uplink>, Netli
     Ok(Some(uplink))
 }
 
+/// MTU of each device, by name.
+pub async fn mtus(client: &Client) -> Result<BTreeMap<String, u32>, NetlinkError> {
+    let links: Vec<LinkMessage> = all(client.handle.link().get().execute()).await?;
+    let mtu = |link: &LinkMessage| {
+        link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        })
+    };
+    Ok(links.iter().filter_map(|link| Some((name_of(link)?.to_owned(), mtu(link)?))).collect())
+}
+
+/// Host routes of the main table with the device that they lead to: the pods of this node, as Calico has them.
+pub async fn pods(client: &Client) -> Result<Vec<(IpNet, String)>, NetlinkError> {
+    let links: Vec<LinkMessage> = all(client.handle.link().get().execute()).await?;
+    let names: HashMap<u32, &str> =
+        links.iter().filter_map(|link| Some((link.header.index, name_of(link)?))).collect();
+    let mut pods = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        let routes = all(client.handle.route().get(request).execute()).await?;
+        pods.extend(routes.iter().filter_map(parts).filter_map(|parts| {
+            let host_route = parts.to.prefix_len() == parts.to.max_prefix_len();
+            let dev = names.get(&parts.dev?).filter(|_| host_route && parts.table == MAIN)?;
+            Some((parts.to, (*dev).to_owned()))
+        }));
+    }
+    Ok(pods)
+}
+
 /// Index of a device.
 pub(super) async fn index_of(client: &Client, name: &str) -> Result<u32, NetlinkError> {
     let get = client.handle.link().get().match_name(name.to_owned()).execute();
