@@ -35,6 +35,17 @@ pub struct Offer {
     pub guard: Offered,
     /// The node's own part.
     pub config: Offered,
+    /// ASN of the router by that configuration; `None` where it has none.
+    pub asn: Option<u32>,
+}
+
+/// How the agents stand together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Connected.
+    pub connected: usize,
+    /// Of these, those whose last result is of the guard and the configuration that they are offered now.
+    pub in_step: usize,
 }
 
 /// All connected agents, by node.
@@ -60,6 +71,8 @@ struct Connected {
     /// both have come nothing is known of the node, and what stands for it has to stay.
     has_applied: bool,
     has_health: bool,
+    /// Guard and configuration of the last result.
+    applied: Option<(Digest, Digest)>,
     rejected: Option<(Digest, String)>,
 }
 
@@ -97,6 +110,7 @@ impl Agents {
             agent: Agent::default(),
             has_applied: false,
             has_health: false,
+            applied: None,
             rejected: None,
         };
         if let Some(older) = inner.connected.insert(node.to_owned(), connected) {
@@ -124,6 +138,16 @@ impl Agents {
             (!agent.awaited || agent.rejected.is_some()).then(|| (node.clone(), agent))
         });
         said.collect()
+    }
+
+    /// How many agents are connected, and how many of them have said that they hold what they are offered.
+    pub fn standing(&self) -> Standing {
+        let inner = self.lock();
+        let in_step = inner.connected.iter().filter(|(node, connected)| {
+            let offered = inner.offers.get(*node).map(|offer| (offer.guard.digest, offer.config.digest));
+            connected.applied.is_some() && connected.applied == offered
+        });
+        Standing { connected: inner.connected.len(), in_step: in_step.count() }
     }
 
     /// Puts up what each known node should hold; whoever waits for it learns only what is new to it.
@@ -176,6 +200,11 @@ impl Session {
         );
         self.update(|connected| {
             connected.has_applied = true;
+            if let Some(offer) = connected.offer.borrow().as_ref().filter(|o| Some(o.config.digest) == digest)
+            {
+                connected.agent.asn = offer.asn;
+            }
+            connected.applied = guard.zip(digest);
             connected.agent.programmed = programmed.into_iter().map(|t| (t.name, t.vni)).collect();
             connected.agent.failed = failed.into_iter().map(|t| (t.name, t.error)).collect();
             let taken = |d: &Digest| Some(*d) == digest || Some(*d) == guard;
@@ -271,7 +300,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn offer(guard: &[u8], config: &[u8]) -> Offer {
-        Offer { guard: offered(guard), config: offered(config) }
+        Offer { guard: offered(guard), config: offered(config), asn: Some(65000) }
     }
 
     fn table() -> (Arc<Agents>, Arc<Notify>) {

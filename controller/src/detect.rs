@@ -1,12 +1,20 @@
-//! Which group serves Calico's kinds. Reads discovery alone.
+//! Which group serves Calico's kinds. Reads discovery, and of two definitions whether they are there.
+//!
+//! `projectcalico.org/v3` comes in two forms: from Calico's own API server, which keeps everything in
+//! `crd.projectcalico.org/v1`; or from definitions of its own, with a storage of its own. In the second form Calico
+//! reads it only where `crd.projectcalico.org` is not served any more (libcalico-go, `UsingV3CRDs`), and so do we:
+//! until then it may hold a copy in the making, or nothing.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use calico_vni_crds::calico::{
-    BgpConfigurationSpec, BgpFilterSpec, BgpPeerSpec, BlockAffinitySpec, CalicoApi, CalicoSpec, IpPoolSpec,
-    IpamConfigSpec,
+    BgpConfigurationSpec, BgpFilterSpec, BgpPeerSpec, BlockAffinitySpec, CalicoApi, CalicoSpec,
+    FelixConfigurationSpec, IpPoolSpec, IpamConfigSpec,
 };
-use kube::Client;
+use kube::{
+    Api, Client,
+    core::{ApiResource, DynamicObject, GroupVersionKind},
+};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -16,6 +24,8 @@ use crate::with_causes;
 const POLL: Duration = Duration::from_secs(2);
 /// How often that is told.
 const TELL: Duration = Duration::from_secs(30);
+/// How often it is asked whether another group is to be used.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// What the cluster serves of Calico.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,10 +34,13 @@ pub struct Served {
     pub api: CalicoApi,
     /// Whether the settings of its IPAM are served too; older releases do not have them in every group.
     pub ipam_config: bool,
+    /// Whether the settings of Felix are served.
+    pub felix_configuration: bool,
+    /// Whether both groups are served, each by definitions of its own: Calico is about to move from the one to the other.
+    pub beside: bool,
 }
 
-/// Waits until the cluster serves Calico's kinds. A group is chosen once: an upgrade of Calico that brings another
-/// group is met at the next start.
+/// Waits until the cluster serves Calico's kinds.
 pub async fn wait_for_calico(client: &Client) -> Served {
     let mut told: Option<Instant> = None;
     loop {
@@ -46,6 +59,29 @@ pub async fn wait_for_calico(client: &Client) -> Served {
     }
 }
 
+/// Waits until the cluster serves Calico's kinds in another way than `current`, and goes on to do so.
+pub async fn wait_for_other(client: &Client, current: Served) -> Served {
+    let mut last = current;
+    loop {
+        tokio::time::sleep(AGAIN).await;
+        match look(client).await {
+            // Definitions come one by one: what is seen once may be half of it.
+            Ok(served) if served != current && served == last => return served,
+            Ok(served) => last = served,
+            // Nothing usable, or it is not known: what is used stays in use. Who watches tells.
+            Err(_) => last = current,
+        }
+    }
+}
+
+/// Whether `served` is what Calico goes by at this moment, as far as can be told.
+///
+/// A group's end takes its objects along, one by one, which looks as if users had deleted them. So where the end may
+/// be near this is asked after each observation and before it is planned upon.
+pub async fn still(client: &Client, served: Served) -> bool {
+    !served.beside || look(client).await.is_ok_and(|now| now == served)
+}
+
 /// Why no group can be used yet.
 #[derive(Debug, thiserror::Error)]
 enum Unserved {
@@ -57,29 +93,51 @@ enum Unserved {
     Unknown(String, String),
 }
 
-/// The first group that serves all that is needed.
+/// What is to be used now.
 async fn look(client: &Client) -> Result<Served, Unserved> {
-    let mut reasons = Vec::new();
-    for api in [CalicoApi::V3, CalicoApi::CrdV1] {
-        let group_version = format!("{}/{}", api.group(), api.version());
-        match client.list_api_group_resources(&group_version).await {
-            Ok(list) => {
-                let plurals = list.resources.into_iter().map(|r| r.name).collect();
-                match judge(api, &plurals) {
-                    Ok(served) => return Ok(served),
-                    Err(missing) => reasons.push(format!("{group_version} lacks {}", missing.join(", "))),
-                }
-            }
-            Err(kube::Error::Api(status)) if status.code == 404 => {
-                reasons.push(format!("{group_version} is not served"));
-            }
-            Err(error) => return Err(Unserved::Unknown(group_version, with_causes(&error))),
+    let [v3, v1] = [plurals(client, CalicoApi::V3).await?, plurals(client, CalicoApi::CrdV1).await?];
+    if let (Ok(found), Ok(_)) = (judge(CalicoApi::V3, v3.as_ref()), judge(CalicoApi::CrdV1, v1.as_ref())) {
+        if !is_defined(client, CalicoApi::V3).await? {
+            return Ok(found);
         }
+        // Both stand by themselves. Objects of a group whose definitions are being deleted vanish any moment.
+        if !is_defined(client, CalicoApi::CrdV1).await? {
+            return Ok(found);
+        }
+        return judge(CalicoApi::CrdV1, v1.as_ref())
+            .map(|served| Served { beside: true, ..served })
+            .map_err(Unserved::Missing);
     }
-    Err(Unserved::Missing(reasons.join("; ")))
+    judge(CalicoApi::V3, v3.as_ref())
+        .or_else(|v3| judge(CalicoApi::CrdV1, v1.as_ref()).map_err(|v1| format!("{v3}; {v1}")))
+        .map_err(Unserved::Missing)
 }
 
-fn judge(api: CalicoApi, plurals: &BTreeSet<String>) -> Result<Served, Vec<&'static str>> {
+/// The names of a group's resources; `None` where it is not served.
+async fn plurals(client: &Client, api: CalicoApi) -> Result<Option<BTreeSet<String>>, Unserved> {
+    let group_version = format!("{}/{}", api.group(), api.version());
+    match client.list_api_group_resources(&group_version).await {
+        Ok(list) => Ok(Some(list.resources.into_iter().map(|r| r.name).collect())),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(error) => Err(Unserved::Unknown(group_version, with_causes(&error))),
+    }
+}
+
+/// Whether the group's IPPools are served by a CustomResourceDefinition that is there to stay.
+async fn is_defined(client: &Client, api: CalicoApi) -> Result<bool, Unserved> {
+    let name = format!("{}.{}", IpPoolSpec::plural(api), api.group());
+    let kind = GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
+    let definitions: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
+    match definitions.get_metadata_opt(&name).await {
+        Ok(found) => Ok(found.is_some_and(|found| found.metadata.deletion_timestamp.is_none())),
+        Err(error) => Err(Unserved::Unknown(format!("CustomResourceDefinition {name}"), with_causes(&error))),
+    }
+}
+
+/// What a group serves, or what it lacks of what is needed.
+fn judge(api: CalicoApi, plurals: Option<&BTreeSet<String>>) -> Result<Served, String> {
+    let group_version = format!("{}/{}", api.group(), api.version());
+    let Some(plurals) = plurals else { return Err(format!("{group_version} is not served")) };
     let needed = [
         IpPoolSpec::plural(api),
         BgpPeerSpec::plural(api),
@@ -88,11 +146,15 @@ fn judge(api: CalicoApi, plurals: &BTreeSet<String>) -> Result<Served, Vec<&'sta
         BgpConfigurationSpec::plural(api),
     ];
     let missing: Vec<_> = needed.into_iter().filter(|plural| !plurals.contains(*plural)).collect();
-    if missing.is_empty() {
-        Ok(Served { api, ipam_config: plurals.contains(IpamConfigSpec::plural(api)) })
-    } else {
-        Err(missing)
+    if !missing.is_empty() {
+        return Err(format!("{group_version} lacks {}", missing.join(", ")));
     }
+    Ok(Served {
+        api,
+        ipam_config: plurals.contains(IpamConfigSpec::plural(api)),
+        felix_configuration: plurals.contains(FelixConfigurationSpec::plural(api)),
+        beside: false,
+    })
 }
 
 #[cfg(test)]
@@ -103,13 +165,18 @@ mod tests {
     fn a_group_counts_when_it_serves_all_that_is_needed() {
         let all = ["ippools", "bgppeers", "bgpfilters", "blockaffinities", "bgpconfigurations"];
         let plurals: BTreeSet<String> = all.iter().map(ToString::to_string).collect();
-        assert_eq!(judge(CalicoApi::V3, &plurals), Ok(Served { api: CalicoApi::V3, ipam_config: false }));
-        let mut with_ipam = plurals.clone();
-        with_ipam.insert("ipamconfigs".into());
-        assert!(judge(CalicoApi::CrdV1, &with_ipam).unwrap().ipam_config);
-        assert!(!judge(CalicoApi::V3, &with_ipam).unwrap().ipam_config, "v3 names that resource otherwise");
+        let bare =
+            Served { api: CalicoApi::V3, ipam_config: false, felix_configuration: false, beside: false };
+        assert_eq!(judge(CalicoApi::V3, Some(&plurals)), Ok(bare));
+        let mut more = plurals.clone();
+        more.extend(["ipamconfigs", "felixconfigurations"].map(str::to_owned));
+        let served = judge(CalicoApi::CrdV1, Some(&more)).unwrap();
+        assert!(served.ipam_config && served.felix_configuration);
+        let named_otherwise = judge(CalicoApi::V3, Some(&more)).unwrap();
+        assert!(!named_otherwise.ipam_config, "v3 names that resource otherwise");
         let mut without = plurals;
         without.remove("bgpfilters");
-        assert_eq!(judge(CalicoApi::V3, &without), Err(vec!["bgpfilters"]));
+        assert_eq!(judge(CalicoApi::V3, Some(&without)), Err("projectcalico.org/v3 lacks bgpfilters".into()));
+        assert_eq!(judge(CalicoApi::CrdV1, None), Err("crd.projectcalico.org/v1 is not served".into()));
     }
 }

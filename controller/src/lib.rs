@@ -4,6 +4,7 @@
 //! - [`observe`]: reflectors, and the snapshot taken from them.
 //! - [`apply`]: the difference between plan and cluster as typed writes, and what carries them out.
 //! - [`agents`], [`publish`], [`grpc`]: what connected routers said, what each is offered, the service between them.
+//! - [`linger`]: how long tenants stay where their last block has left.
 //! - [`status`], [`events`]: what users are told.
 //! - [`runtime`]: the wiring and the one loop.
 //!
@@ -14,6 +15,7 @@ pub mod apply;
 pub mod detect;
 pub mod events;
 pub mod grpc;
+pub mod linger;
 pub mod observe;
 pub mod publish;
 pub mod runtime;

@@ -1,9 +1,9 @@
 //! The controller's command line.
 
-use std::{io::IsTerminal, net::SocketAddr};
+use std::{io::IsTerminal, net::SocketAddr, time::Duration};
 
 use anyhow::{Context, bail};
-use calico_vni_controller::runtime;
+use calico_vni_controller::runtime::{self, Settings};
 use clap::{Parser, ValueEnum};
 use kube::{Client, Config};
 use tokio::{
@@ -22,6 +22,9 @@ Examples:
   In a pod, reachable by all agents (without TLS; only on a network that nobody else reaches):
     calico-vni-controller --grpc-listen 0.0.0.0:9443 --insecure
 
+  With tenants that leave a node two minutes after their last pod's block:
+    calico-vni-controller --linger 2m
+
 The API server is found by KUBECONFIG, ~/.kube/config or, in a pod, its service account.";
 
 /// Puts annotated Calico IPPools into the VRFs of an EVPN fabric: reads intent from the API server, writes Calico's BGP
@@ -37,6 +40,11 @@ struct Args {
     #[arg(long, env = "CALICO_VNI_INSECURE")]
     insecure: bool,
 
+    /// How long a tenant stays on a node after its last block has left, so that a rolling restart of pods moves no
+    /// session: a number with a unit, as 90s, 10m or 1h30m; 0s for not at all.
+    #[arg(long, env = "CALICO_VNI_LINGER", default_value = "10m", value_name = "DURATION", value_parser = duration)]
+    linger: Duration,
+
     /// How logs are written.
     #[arg(long, env = "CALICO_VNI_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -45,6 +53,11 @@ struct Args {
     // The client's own errors are told by who meets them, with what is done about them.
     #[arg(long, env = "CALICO_VNI_LOG", default_value = "info,kube_client=off", value_name = "DIRECTIVES")]
     log: EnvFilter,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = text.parse::<jiff::SignedDuration>().map_err(|error| error.to_string())?;
+    Duration::try_from(parsed).map_err(|_| "it must not be negative".to_owned())
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -88,7 +101,7 @@ async fn main() -> anyhow::Result<()> {
 
     let shutdown = CancellationToken::new();
     tokio::spawn(stop_on_signal(shutdown.clone())?);
-    runtime::run(client, listener, shutdown).await?;
+    runtime::run(client, listener, Settings { linger: args.linger }, shutdown).await?;
     info!("stopped");
     Ok(())
 }

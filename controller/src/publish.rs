@@ -31,7 +31,8 @@ impl Publisher {
                 Some(entry) if entry.0 == *config => entry,
                 _ => (config.clone(), encode(config)),
             };
-            offers.insert(node.clone(), Offer { guard: guard.1.clone(), config: entry.1.clone() });
+            let asn = config.underlay.as_ref().map(|underlay| underlay.asn);
+            offers.insert(node.clone(), Offer { guard: guard.1.clone(), config: entry.1.clone(), asn });
             nodes.insert(node.clone(), entry);
         }
         self.guard = Some(guard);

@@ -1,6 +1,6 @@
 //! The wiring, and the one loop: observe → plan → apply → publish → report.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use kube::{Client, runtime::reflector::store::WriterDropped};
@@ -11,14 +11,15 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, info, warn};
 
 use crate::{
     agents::Agents,
     apply::{Applier, Pass, api_server::KubeCluster},
-    detect,
+    detect::{self, Served},
     events::Events,
     grpc,
+    linger::Linger,
     observe::Stores,
     publish::Publisher,
 };
@@ -27,6 +28,12 @@ use crate::{
 const GATHER: Duration = Duration::from_millis(100);
 /// Longest wait for agents to take leave when the controller stops.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// Agents that lost their controller come again within 30 s; so long statuses count no router as lost.
+const GRACE: Duration = Duration::from_secs(40);
+/// Longest reading of everything in another group, before it is asked anew which group that is.
+const READ_ANEW: Duration = Duration::from_mins(1);
+/// How often it is asked whether a group that was about to end has ended.
+const MOVING: Duration = Duration::from_secs(1);
 
 /// Why the controller stopped without being told to.
 #[derive(Debug, thiserror::Error)]
@@ -45,31 +52,76 @@ pub enum RuntimeError {
     Grpc(#[from] tonic::transport::Error),
 }
 
+/// What may be set.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How long a tenant stays on a node after its last block has left.
+    pub linger: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { linger: Duration::from_mins(10) }
+    }
+}
+
+/// What is observed, in one group of Calico's kinds, and the tasks that observe it.
+struct Sources {
+    stores: Stores,
+    reflectors: JoinSet<&'static str>,
+}
+
+impl Sources {
+    /// Reads everything once.
+    async fn read(client: &Client, served: Served, changed: &Arc<Notify>) -> Result<Self, RuntimeError> {
+        let mut reflectors = JoinSet::new();
+        let stores = Stores::start(client, served, changed, &mut reflectors);
+        stores.ready().await?;
+        Ok(Self { stores, reflectors })
+    }
+
+    /// Waits until Calico is served in another way than `current`, and everything has been read anew. What was read
+    /// before is in use meanwhile, so that no plan is ever made of two groups.
+    async fn read_other(client: Client, current: Served, changed: Arc<Notify>) -> Self {
+        loop {
+            let served = detect::wait_for_other(&client, current).await;
+            info!(
+                group = served.api.group(),
+                version = served.api.version(),
+                "Calico is served in another way"
+            );
+            match tokio::time::timeout(READ_ANEW, Self::read(&client, served, &changed)).await {
+                Ok(Ok(sources)) => return sources,
+                Ok(Err(error)) => warn!(%error, "it cannot be read; what is used stays in use"),
+                Err(_) => warn!("it was not read in time; what is used stays in use"),
+            }
+        }
+    }
+}
+
 /// Runs the controller until it is told to stop. Agents are accepted on `listener` once everything has been read.
+/// Nothing is written from the moment on in which it is told to stop.
 pub async fn run(
     client: Client,
     listener: TcpListener,
+    settings: Settings,
     shutdown: CancellationToken,
 ) -> Result<(), RuntimeError> {
     let changed = Arc::new(Notify::new());
-    let mut reflectors = JoinSet::new();
     let read_all = async {
         let served = detect::wait_for_calico(&client).await;
-        let stores = Stores::start(&client, served, &changed, &mut reflectors);
-        stores.ready().await?;
-        Ok::<_, RuntimeError>((stores, served.api))
+        Sources::read(&client, served, &changed).await
     };
     let Some(read) = shutdown.run_until_cancelled(read_all).await else { return Ok(()) };
-    let (stores, api) = read?;
+    let sources = read?;
 
     let agents = Agents::new(changed.clone(), shutdown.clone());
     let mut service = pin!(grpc::serve(listener, Arc::clone(&agents), shutdown.clone()));
-    let control = control(&client, stores, &agents, &changed, KubeCluster::new(&client, api));
     tokio::select! {
+        biased;
         () = shutdown.cancelled() => {}
-        () = control => {}
+        ended = control(&client, sources, &agents, &changed, settings) => return ended.map(|never| match never {}),
         result = &mut service => return Ok(result?),
-        Some(ended) = reflectors.join_next() => return Err(RuntimeError::ReflectorEnded(ended?)),
     }
     // Agents are told that their streams end; who does not listen is left.
     tokio::time::timeout(FAREWELL, service).await.unwrap_or(Ok(()))?;
@@ -77,34 +129,64 @@ pub async fn run(
 }
 
 /// Plans and carries out, over and over.
-async fn control(client: &Client, stores: Stores, agents: &Agents, changed: &Notify, cluster: KubeCluster) {
-    let mut applier = Applier::new(cluster);
+async fn control(
+    client: &Client,
+    mut sources: Sources,
+    agents: &Agents,
+    changed: &Arc<Notify>,
+    settings: Settings,
+) -> Result<Infallible, RuntimeError> {
+    let began = Instant::now();
+    let mut applier = Applier::new(KubeCluster::new(client, sources.stores.api()));
     let mut publisher = Publisher::default();
-    let mut events = Events::new(client.clone());
+    let mut linger = Linger::new(settings.linger);
+    let mut events = Events::start(client.clone());
+    let mut other = pin!(Sources::read_other(client.clone(), sources.stores.served(), changed.clone()));
     loop {
         let started = Instant::now();
-        let mut observed = stores.observe(agents.said());
-        applier.complete(&mut observed);
-        let planning = Instant::now();
-        let plan = calico_vni_planner::plan(&observed.snapshot);
-        let planned_us = micros(planning.elapsed());
+        let mut observed = sources.stores.observe(agents.said());
+        let mut due = None;
+        if detect::still(client, sources.stores.served()).await {
+            applier.complete(&mut observed);
+            linger.fill(&mut observed.snapshot, started);
+            let planning = Instant::now();
+            let plan = calico_vni_planner::plan(&observed.snapshot);
+            let planned_us = micros(planning.elapsed());
+            linger.follow(&plan, &observed.snapshot, started);
 
-        let mut pass = Pass::new(&plan, &observed);
-        applier.prepare(&mut pass).await;
-        applier.withdraw(&mut pass).await;
-        publisher.publish(&plan, agents);
-        let mut notices = applier.establish(pass, Timestamp::now()).await;
-        notices.extend(plan.notices.iter().cloned());
-        events.tell(&notices, &observed.snapshot).await;
-        debug!(
-            tenants = observed.snapshot.tenants.len(),
-            nodes = plan.nodes.len(),
-            observed_us = micros(planning - started),
-            planned_us,
-            whole_us = micros(started.elapsed()),
-            "a plan was carried out"
-        );
-        wait_for_change(changed, applier.next_due()).await;
+            let mut pass = Pass::new(&plan, &observed);
+            applier.prepare(&mut pass).await;
+            applier.withdraw(&mut pass).await;
+            publisher.publish(&plan, agents);
+            let grace = Some(began + GRACE).filter(|end| {
+                Instant::now() < *end
+                    && !plan.nodes.keys().all(|node| observed.snapshot.agents.contains_key(node))
+            });
+            let mut notices = applier.establish(pass, Timestamp::now(), grace.is_some()).await;
+            notices.extend(plan.notices.iter().cloned());
+            events.tell(&notices, &observed.snapshot);
+            due = [applier.next_due(), linger.next_due(started), grace].into_iter().flatten().min();
+            debug!(
+                tenants = observed.snapshot.tenants.len(),
+                nodes = plan.nodes.len(),
+                observed_us = micros(planning - started),
+                planned_us,
+                whole_us = micros(started.elapsed()),
+                "a plan was carried out"
+            );
+        } else {
+            info!("Calico moves to another group: nothing is planned until that has been read");
+            due.replace(started + MOVING);
+        }
+        tokio::select! {
+            () = wait_for_change(changed, due) => {}
+            Some(ended) = sources.reflectors.join_next() => return Err(RuntimeError::ReflectorEnded(ended?)),
+            read = &mut other => {
+                sources = read;
+                applier.turn_to(KubeCluster::new(client, sources.stores.api()));
+                other.set(Sources::read_other(client.clone(), sources.stores.served(), changed.clone()));
+            }
+        }
     }
 }
 

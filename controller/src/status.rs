@@ -1,7 +1,7 @@
 //! Statuses of Tenants and Underlays: which have to be written, with the right times in their conditions. Pure; the
 //! time is passed in.
 
-use calico_vni_crds::{TenantStatus, UnderlayStatus};
+use calico_vni_crds::{TenantStatus, UnderlayStatus, tenant::NodeCounts};
 use calico_vni_planner::{Plan, Snapshot};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -9,16 +9,25 @@ use kube::ResourceExt;
 
 use crate::apply::write::{Version, Write};
 
-/// The statuses that differ from what stands by more than a time.
-pub fn reports(plan: &Plan, snapshot: &Snapshot, now: Timestamp) -> Vec<Write> {
+/// The statuses that differ from what stands by more than a time. While `awaiting` routers that may be about to connect
+/// again, what routers alone can say is not counted down: after a restart of the controller nothing is worse than before.
+pub fn reports(plan: &Plan, snapshot: &Snapshot, now: Timestamp, awaiting: bool) -> Vec<Write> {
     let tenants = snapshot.tenants.iter().filter_map(|tenant| {
         let planned = plan.tenant_status.get(&tenant.name_any())?;
-        let status = Box::new(tenant_status(planned, tenant.status.as_ref(), now)?);
+        let mut planned = planned.clone();
+        if let (true, Some(standing)) = (awaiting, &tenant.status) {
+            keep_tenant_counts(&mut planned, standing);
+        }
+        let status = Box::new(tenant_status(&planned, tenant.status.as_ref(), now)?);
         Some(Write::TenantStatus { at: Version::of(tenant), status })
     });
     let underlays = snapshot.underlays.iter().filter_map(|underlay| {
         let planned = plan.underlay_status.get(&underlay.name_any())?;
-        let status = Box::new(underlay_status(planned, underlay.status.as_ref(), now)?);
+        let mut planned = planned.clone();
+        if let (true, Some(standing)) = (awaiting, &underlay.status) {
+            keep_underlay_counts(&mut planned, standing);
+        }
+        let status = Box::new(underlay_status(&planned, underlay.status.as_ref(), now)?);
         Some(Write::UnderlayStatus { at: Version::of(underlay), status })
     });
     tenants.chain(underlays).collect()
@@ -47,6 +56,44 @@ fn underlay_status(
     let mut status = planned.clone();
     date(&mut status.conditions, standing.map_or(&[], |s| &s.conditions), now);
     (standing != Some(&status)).then_some(status)
+}
+
+fn keep_tenant_counts(planned: &mut TenantStatus, standing: &TenantStatus) {
+    if planned.prefixes < standing.prefixes {
+        planned.prefixes = standing.prefixes;
+    }
+    if said(planned.nodes.as_ref()) < said(standing.nodes.as_ref()) {
+        planned.nodes.clone_from(&standing.nodes);
+        keep_conditions(&mut planned.conditions, &standing.conditions);
+    }
+}
+
+fn keep_underlay_counts(planned: &mut UnderlayStatus, standing: &UnderlayStatus) {
+    let established = |status: &UnderlayStatus| status.sessions.as_ref().map(|s| s.established);
+    if established(planned) < established(standing) {
+        planned.sessions.clone_from(&standing.sessions);
+    }
+    if said(planned.nodes.as_ref()) < said(standing.nodes.as_ref()) {
+        planned.nodes.clone_from(&standing.nodes);
+        keep_conditions(&mut planned.conditions, &standing.conditions);
+    }
+}
+
+/// How many nodes have said that they do or do not do what they should.
+fn said(nodes: Option<&NodeCounts>) -> u32 {
+    nodes.map_or(0, |nodes| nodes.programmed.saturating_add(nodes.degraded))
+}
+
+/// Of the conditions that follow from routers, those that were told of the same generation.
+fn keep_conditions(planned: &mut [Condition], standing: &[Condition]) {
+    for condition in planned.iter_mut().filter(|c| matches!(c.type_.as_str(), "Programmed" | "Degraded")) {
+        let before = standing
+            .iter()
+            .find(|c| c.type_ == condition.type_ && c.observed_generation == condition.observed_generation);
+        if let Some(before) = before {
+            condition.clone_from(before);
+        }
+    }
 }
 
 /// A condition whose status is as before keeps its time, whatever else it says now.
@@ -117,5 +164,41 @@ mod tests {
         let planned = TenantStatus { prefixes: Some(3), ..TenantStatus::default() };
         let written = tenant_status(&planned, Some(&standing), Timestamp::UNIX_EPOCH).unwrap();
         assert_eq!((written.vni, written.link_index, written.prefixes), (Some(1001), Some(1), Some(3)));
+    }
+
+    #[test]
+    fn a_restart_counts_nothing_down_before_routers_had_their_time() {
+        let nodes = |programmed| {
+            Some(NodeCounts {
+                desired: 2,
+                programmed,
+                ready: format!("{programmed}/2"),
+                ..NodeCounts::default()
+            })
+        };
+        let of = |programmed, prefixes, holds| TenantStatus {
+            nodes: nodes(programmed),
+            prefixes: Some(prefixes),
+            ..status(vec![
+                condition("Programmed", holds, "text", 100),
+                condition("Accepted", "True", holds, 100),
+            ])
+        };
+        let standing = of(2, 9, "True");
+        let mut planned = of(1, 0, "False");
+        keep_tenant_counts(&mut planned, &standing);
+        assert_eq!((&planned.nodes, planned.prefixes), (&standing.nodes, Some(9)));
+        assert_eq!(planned.conditions[0], standing.conditions[0]);
+        assert_eq!(planned.conditions[1].message, "False", "what follows from objects is as true as ever");
+
+        let mut better = of(2, 10, "True");
+        keep_tenant_counts(&mut better, &of(1, 9, "False"));
+        assert_eq!(better, of(2, 10, "True"));
+
+        // A changed spec is told at once.
+        let mut changed = of(0, 9, "False");
+        changed.conditions[0].observed_generation = Some(2);
+        keep_tenant_counts(&mut changed, &standing);
+        assert_eq!(changed.conditions[0].status, "False");
     }
 }

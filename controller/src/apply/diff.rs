@@ -17,6 +17,7 @@ use calico_vni_planner::{
     Plan,
     plan::{About, Notice},
 };
+use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::{ResourceExt, core::DynamicObject};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -28,11 +29,16 @@ use crate::observe::Observed;
 /// that fills in a default is not asked again and again to take it out.
 pub type Settled = BTreeMap<(&'static str, String), (Value, Value)>;
 
-/// Tenants to be made.
+/// Tenants to be made, with our finalizer from the beginning.
 pub fn new_tenants(plan: &Plan, observed: &Observed) -> Vec<Write> {
     let standing: BTreeSet<_> = observed.snapshot.tenants.iter().map(ResourceExt::name_any).collect();
     let missing = plan.tenants.iter().filter(|(name, _)| !standing.contains(*name));
-    missing.map(|(_, tenant)| Write::CreateTenant(Box::new(tenant.clone()))).collect()
+    let held = |tenant: &Tenant| {
+        let mut tenant = tenant.clone();
+        tenant.finalizers_mut().push(keys::FINALIZER.to_owned());
+        Write::CreateTenant(Box::new(tenant))
+    };
+    missing.map(|(_, tenant)| held(tenant)).collect()
 }
 
 /// What has to be in the cluster before it is used.
@@ -47,7 +53,8 @@ pub fn allocations(plan: &Plan, observed: &Observed) -> Vec<Write> {
     });
     let nodes = observed.snapshot.nodes.iter().filter_map(|node| {
         let index = *plan.allocations.nodes.get(&node.name_any())?;
-        Some(Write::AllocateNode { at: Identity::of(node), index })
+        let before = node.annotations().get(keys::ROUTER_INDEX).cloned();
+        Some(Write::AllocateNode { at: Identity::of(node), index, before })
     });
     tenants.chain(nodes).collect()
 }
@@ -68,8 +75,10 @@ pub fn holds(plan: &Plan, observed: &Observed) -> Vec<Write> {
 
 /// Ready labels of Nodes: those that are missing, wrong, or too many.
 pub fn labels(plan: &Plan, observed: &Observed) -> Vec<Write> {
-    let of_node = |node: &k8s_openapi::api::core::v1::Node| {
-        let wanted = plan.labels.get(&node.name_any())?;
+    let of_node = |node: &Node| {
+        let name = node.name_any();
+        let wanted = plan.labels.get(&name)?;
+        let ready = plan.label_values.get(&name).map_or(keys::READY, String::as_str);
         let mut labels: BTreeMap<String, Option<String>> = node
             .labels()
             .keys()
@@ -79,13 +88,27 @@ pub fn labels(plan: &Plan, observed: &Observed) -> Vec<Write> {
             .map(|key| (key.clone(), None))
             .collect();
         for key in wanted.iter().map(|tenant| keys::ready_label(tenant)) {
-            if node.labels().get(&key).is_none_or(|value| value != keys::READY) {
-                labels.insert(key, Some(keys::READY.to_owned()));
+            if node.labels().get(&key).is_none_or(|value| value != ready) {
+                labels.insert(key, Some(ready.to_owned()));
             }
         }
         (!labels.is_empty()).then(|| Write::LabelNode { at: Identity::of(node), labels })
     };
     observed.snapshot.nodes.iter().filter_map(of_node).collect()
+}
+
+/// Annotations of Namespaces: those that are missing, wrong, or to be taken away. One that is being deleted gets no
+/// more pods.
+pub fn namespaces(plan: &Plan, observed: &Observed) -> Vec<Write> {
+    let of_namespace = |namespace: &Namespace| {
+        let wanted = plan.namespaces.get(&namespace.name_any())?;
+        let standing = namespace.annotations();
+        let mut annotations = wanted.clone();
+        annotations.retain(|key, value| standing.get(key) != value.as_ref());
+        let differs = !annotations.is_empty() && namespace.metadata.deletion_timestamp.is_none();
+        differs.then(|| Write::AnnotateNamespace { at: Identity::of(namespace), annotations })
+    };
+    observed.snapshot.namespaces.iter().filter_map(of_namespace).collect()
 }
 
 /// BGPPeers of ours that the plan does not hold.
@@ -141,6 +164,21 @@ pub fn peers(plan: &Plan, observed: &Observed, settled: &Settled) -> Puts {
     puts
 }
 
+/// BGPPeers of ours that go by one of these filters, which do not stand: without them BIRD would say everything.
+pub fn exposed_peers(observed: &Observed, filters: &BTreeSet<String>) -> Vec<Write> {
+    let exposed = |peer: &&Arc<DynamicObject>| {
+        is_ours(peer)
+            && peer.metadata.deletion_timestamp.is_none()
+            && filters_of(peer).iter().any(|name| filters.contains(name))
+    };
+    observed
+        .peers
+        .values()
+        .filter(exposed)
+        .map(|peer| Write::DeletePeer(Identity::of(peer.as_ref())))
+        .collect()
+}
+
 /// Finalizers of Tenants that are finished.
 pub fn releases(plan: &Plan, observed: &Observed) -> Vec<Write> {
     let finished = |tenant: &&Tenant| {
@@ -189,8 +227,10 @@ fn labels_as_calico_reads(object: &DynamicObject) -> BTreeMap<String, String> {
 pub struct Puts {
     /// What is missing.
     pub writes: Vec<Write>,
-    /// Objects that will not be written, since somebody else's has the name.
+    /// Objects that will not be written now: somebody else's has the name, or the one that has it is being deleted.
     pub blocked: BTreeSet<String>,
+    /// Objects that do not stand at all yet.
+    pub missing: BTreeSet<String>,
     /// What users have to be told of them.
     pub notices: BTreeSet<Notice>,
 }
@@ -212,6 +252,7 @@ impl Puts {
             data: json!({ "spec": spec }),
         };
         let Some(standing) = standing else {
+            self.missing.insert(name.to_owned());
             self.writes.push(write(object));
             return;
         };
@@ -220,19 +261,24 @@ impl Puts {
             self.notices.extend(name_taken(kind, name, wanted.metadata.labels.as_ref()));
             return;
         }
+        // It comes again when it is gone.
+        if standing.metadata.deletion_timestamp.is_some() {
+            self.blocked.insert(name.to_owned());
+            return;
+        }
         let (wanted_form, held) = (form(&object), form(standing));
         let right = wanted_form == held
             || settled
                 .get(&(kind, name.to_owned()))
                 .is_some_and(|(from, to)| *from == wanted_form && *to == held);
-        // One that is being deleted comes again when it is gone.
-        if right || standing.metadata.deletion_timestamp.is_some() {
+        if right {
             return;
         }
         // What others keep in the metadata stays, but for Calico's JSON, which would win over the labels beside it.
         let ours = std::mem::replace(&mut object.metadata, standing.metadata.clone());
         object.labels_mut().extend(ours.labels.unwrap_or_default());
         object.metadata.owner_references = ours.owner_references;
+        object.metadata.managed_fields = None;
         object.annotations_mut().remove(keys::CALICO_METADATA);
         self.writes.push(write(object));
     }

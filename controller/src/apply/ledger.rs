@@ -15,9 +15,11 @@ use super::write::{Key, Write, WriteError};
 /// Allocations that were written, by object; and those that may have been.
 #[derive(Default)]
 pub struct Ledger {
-    /// By uid, so that a new object of the same name has nothing.
-    tenants: BTreeMap<String, TenantAllocation>,
-    nodes: BTreeMap<String, u32>,
+    /// By uid, so that a new object of the same name has nothing; with the version that was written upon. The write is
+    /// bound to it, so every other version that comes to be seen follows the write.
+    tenants: BTreeMap<String, (String, TenantAllocation)>,
+    /// By uid, with what the annotation was before.
+    nodes: BTreeMap<String, (Option<String>, u32)>,
     unclear: BTreeMap<Key, Write>,
 }
 
@@ -28,21 +30,21 @@ impl Ledger {
         let mut tenants = BTreeMap::new();
         for tenant in &mut snapshot.tenants {
             let uid = tenant.uid().unwrap_or_default();
-            let Some(allocation) = self.tenants.remove(&uid) else { continue };
-            let status = tenant.status.get_or_insert_default();
-            if status.vni.is_none() || status.link_index.is_none() {
+            let Some((before, allocation)) = self.tenants.remove(&uid) else { continue };
+            if tenant.metadata.resource_version.as_ref() == Some(&before) {
+                let status = tenant.status.get_or_insert_default();
                 status.vni = Some(allocation.vni);
                 status.link_index = Some(allocation.link_index);
-                tenants.insert(uid, allocation);
+                tenants.insert(uid, (before, allocation));
             }
         }
         let mut nodes = BTreeMap::new();
         for node in &mut snapshot.nodes {
             let uid = node.uid().unwrap_or_default();
-            let Some(index) = self.nodes.remove(&uid) else { continue };
-            if !node.annotations().contains_key(keys::ROUTER_INDEX) {
+            let Some((before, index)) = self.nodes.remove(&uid) else { continue };
+            if node.annotations().get(keys::ROUTER_INDEX) == before.as_ref() {
                 node.annotations_mut().insert(keys::ROUTER_INDEX.to_owned(), index.to_string());
-                nodes.insert(uid, index);
+                nodes.insert(uid, (before, index));
             }
         }
         self.tenants = tenants;
@@ -55,8 +57,9 @@ impl Ledger {
             Write::AllocateTenant { at, .. } => snapshot.tenants.iter().any(|t| {
                 t.name_any() == at.name && t.resource_version().as_ref() == Some(&at.resource_version)
             }),
-            Write::AllocateNode { at, .. } => snapshot.nodes.iter().any(|n| {
-                n.uid().as_ref() == Some(&at.uid) && !n.annotations().contains_key(keys::ROUTER_INDEX)
+            Write::AllocateNode { at, before, .. } => snapshot.nodes.iter().any(|n| {
+                n.uid().as_ref() == Some(&at.uid)
+                    && n.annotations().get(keys::ROUTER_INDEX) == before.as_ref()
             }),
             _ => false,
         });
@@ -70,11 +73,11 @@ impl Ledger {
     /// What became of a write; of allocations alone it is kept.
     pub fn record(&mut self, write: &Write, result: Result<(), &WriteError>) {
         match (write, result) {
-            (Write::AllocateTenant { uid, allocation, .. }, Ok(())) => {
-                self.tenants.insert(uid.clone(), *allocation);
+            (Write::AllocateTenant { at, uid, allocation }, Ok(())) => {
+                self.tenants.insert(uid.clone(), (at.resource_version.clone(), *allocation));
             }
-            (Write::AllocateNode { at, index }, Ok(())) => {
-                self.nodes.insert(at.uid.clone(), *index);
+            (Write::AllocateNode { at, index, before }, Ok(())) => {
+                self.nodes.insert(at.uid.clone(), (before.clone(), *index));
             }
             (Write::AllocateTenant { .. } | Write::AllocateNode { .. }, Err(WriteError::Unclear(_))) => {
                 self.unclear.insert(write.key(), write.clone());

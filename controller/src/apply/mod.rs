@@ -3,22 +3,28 @@
 //!
 //! - [`write`]: the writes as values, and the one trait that carries them out; [`api_server`] is the real one.
 //! - [`diff`]: which writes are missing. Pure.
-//! - [`ledger`]: allocations that were written and not yet seen.
-//! - [`retry`]: when to try again what failed.
+//! - [`ledger`]: allocations that were written and not yet seen; [`echo`]: the same of any write.
+//! - [`retry`]: when to try again what failed; [`fight`]: what somebody else undoes.
 //!
 //! A write that fails rests by itself; all others go on.
 
 use std::collections::BTreeSet;
 
-use calico_vni_planner::{Plan, plan::Notice};
+use calico_vni_crds::keys;
+use calico_vni_planner::{
+    Plan,
+    plan::{About, Notice},
+};
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
-use kube::ResourceExt;
+use kube::{ResourceExt, core::ObjectMeta};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use self::{
     diff::{Puts, Settled},
+    echo::Echoes,
+    fight::Fights,
     ledger::Ledger,
     retry::Retries,
     write::{Cluster, Key, Write, WriteError},
@@ -27,12 +33,16 @@ use crate::{observe::Observed, status};
 
 pub mod api_server;
 pub mod diff;
+pub mod echo;
+pub mod fight;
 pub mod ledger;
 pub mod retry;
 pub mod write;
 
 /// Writes under way at a time.
 const CONCURRENT: usize = 16;
+/// Failed attempts at a filter that stands, before its peer goes.
+const ATTEMPTS: u32 = 3;
 
 /// Carries out plans, one after the other.
 pub struct Applier<C> {
@@ -40,6 +50,10 @@ pub struct Applier<C> {
     retries: Retries,
     ledger: Ledger,
     settled: Settled,
+    echoes: Echoes,
+    fights: Fights,
+    /// When what rests or waits for its echo is to be looked at again.
+    due: Option<Instant>,
 }
 
 /// One plan being carried out.
@@ -48,29 +62,36 @@ pub struct Pass<'a> {
     observed: &'a Observed,
     wanted: BTreeSet<Key>,
     failed: BTreeSet<Key>,
-    /// Kind and name of what was written: its version is not the observed one any more.
-    touched: BTreeSet<(&'static str, String)>,
     notices: BTreeSet<Notice>,
 }
 
 impl<'a> Pass<'a> {
     /// A new one.
     pub fn new(plan: &'a Plan, observed: &'a Observed) -> Self {
-        Self {
-            plan,
-            observed,
-            wanted: BTreeSet::new(),
-            failed: BTreeSet::new(),
-            touched: BTreeSet::new(),
-            notices: BTreeSet::new(),
-        }
+        Self { plan, observed, wanted: BTreeSet::new(), failed: BTreeSet::new(), notices: BTreeSet::new() }
     }
 }
 
 impl<C: Cluster> Applier<C> {
     /// Writes by that cluster.
     pub fn new(cluster: C) -> Self {
-        Self { cluster, retries: Retries::default(), ledger: Ledger::default(), settled: Settled::new() }
+        Self {
+            cluster,
+            retries: Retries::default(),
+            ledger: Ledger::default(),
+            settled: Settled::new(),
+            echoes: Echoes::default(),
+            fights: Fights::default(),
+            due: None,
+        }
+    }
+
+    /// Writes by another one from now on, which serves some objects in another form.
+    pub fn turn_to(&mut self, cluster: C) {
+        self.cluster = cluster;
+        self.settled.clear();
+        self.echoes = Echoes::default();
+        self.fights = Fights::default();
     }
 
     /// Adds to what was observed the allocations that were written and not yet seen. Before each plan.
@@ -78,13 +99,17 @@ impl<C: Cluster> Applier<C> {
         self.ledger.fill(&mut observed.snapshot);
     }
 
-    /// First: Tenants for annotated pools, allocations, finalizers. Nothing uses a number before it is kept, and no
-    /// Tenant in use can vanish.
+    /// First: Tenants for annotated pools, finalizers, allocations. No Tenant in use can vanish, and nothing uses a
+    /// number before it is kept.
     pub async fn prepare(&mut self, pass: &mut Pass<'_>) {
+        self.due = None;
+        let now = Instant::now();
+        self.echoes.expire(now);
+        self.fights.expire(now);
         self.stage(pass, diff::new_tenants(pass.plan, pass.observed)).await;
+        self.stage(pass, diff::holds(pass.plan, pass.observed)).await;
         let allocations = self.ledger.writes(diff::allocations(pass.plan, pass.observed));
         self.stage(pass, allocations).await;
-        self.stage(pass, diff::holds(pass.plan, pass.observed)).await;
     }
 
     /// Second, before nodes are told: ready labels, by which BIRD gets and loses its peers, and the end of BGPPeers.
@@ -94,11 +119,20 @@ impl<C: Cluster> Applier<C> {
     }
 
     /// Third, after nodes were told: BGPFilters, then the BGPPeers that go by them (BIRD talks to a peer whose filter
-    /// is missing without any), then the end of filters, of Tenants, and their statuses. `now` is for conditions.
-    pub async fn establish(&mut self, mut pass: Pass<'_>, now: Timestamp) -> BTreeSet<Notice> {
+    /// is missing without any), then the end of filters, of Tenants, and their statuses. `now` is for conditions;
+    /// `awaiting` says that some routers may be about to connect again and have not been heard yet.
+    pub async fn establish(
+        &mut self,
+        mut pass: Pass<'_>,
+        now: Timestamp,
+        awaiting: bool,
+    ) -> BTreeSet<Notice> {
         let (plan, observed) = (pass.plan, pass.observed);
         let filters = diff::filters(plan, observed, &self.settled);
+        let absent: BTreeSet<String> = filters.missing.union(&filters.blocked).cloned().collect();
         let mut unready = self.puts(&mut pass, filters).await;
+        self.close(&mut pass, &absent, &unready).await;
+
         let mut peers = diff::peers(plan, observed, &self.settled);
         peers.writes.retain(|write| match write {
             Write::PutPeer { filters, .. } => filters.is_disjoint(&unready),
@@ -106,16 +140,11 @@ impl<C: Cluster> Applier<C> {
         });
         unready.extend(self.puts(&mut pass, peers).await);
 
+        self.stage(&mut pass, diff::namespaces(plan, observed)).await;
         self.stage(&mut pass, diff::surplus_filters(plan, observed)).await;
         self.stage(&mut pass, diff::releases(plan, observed)).await;
         self.stage(&mut pass, diff::surplus_tenants(plan, observed)).await;
-
-        let mut reports = status::reports(plan, &observed.snapshot, now);
-        reports.retain(|write| {
-            let Key { kind, name, .. } = write.key();
-            !pass.touched.contains(&(kind, name))
-        });
-        self.stage(&mut pass, reports).await;
+        self.stage(&mut pass, status::reports(plan, &observed.snapshot, now, awaiting)).await;
 
         self.retries.keep(|key| pass.wanted.contains(key));
         self.settled.retain(|(kind, name), _| match *kind {
@@ -125,9 +154,39 @@ impl<C: Cluster> Applier<C> {
         pass.notices
     }
 
-    /// When something that failed is to be tried again.
+    /// Takes away the peers of filters that do not stand and could not be made to: better no session than an open one.
+    /// A filter that stands and is merely not the newest keeps its peer for a few attempts.
+    async fn close(&mut self, pass: &mut Pass<'_>, absent: &BTreeSet<String>, unready: &BTreeSet<String>) {
+        let key = |name: &str| Key { kind: "BGPFilter", name: name.to_owned(), op: "put" };
+        let lost: BTreeSet<String> = unready
+            .iter()
+            .filter(|name| {
+                absent.contains(*name)
+                    || self.retries.attempts(&key(name)) > ATTEMPTS
+                    || self.fights.undone(&key(name)).is_some()
+            })
+            .cloned()
+            .collect();
+        let peers = diff::exposed_peers(pass.observed, &lost);
+        for write in &peers {
+            let Key { name, .. } = write.key();
+            let Some(tenant) = pass.observed.peers.get(&name).and_then(|peer| owner_of(peer.as_ref())) else {
+                continue;
+            };
+            pass.notices.insert(Notice {
+                about: About::Tenant(tenant),
+                reason: "FilterNotWritten".to_owned(),
+                message: format!(
+                    "the BGPFilter of BGPPeer {name} is not as it has to be and cannot be written, so the peer is taken away rather than left without it; see what holds or changes the filter"
+                ),
+            });
+        }
+        self.stage(pass, peers).await;
+    }
+
+    /// When something that failed, rests or was not seen yet is to be looked at again.
     pub fn next_due(&self) -> Option<Instant> {
-        self.retries.next_due()
+        self.retries.next_due().into_iter().chain(self.due).min()
     }
 
     /// Writes them; the names of those that do not stand now.
@@ -142,11 +201,26 @@ impl<C: Cluster> Applier<C> {
     /// Carries out writes that do not depend on each other.
     async fn stage(&mut self, pass: &mut Pass<'_>, writes: Vec<Write>) {
         let now = Instant::now();
-        let (due, resting): (Vec<_>, Vec<_>) =
-            writes.into_iter().partition(|write| self.retries.is_due(&write.key(), now));
-        for write in resting {
-            pass.wanted.insert(write.key());
-            pass.failed.insert(write.key());
+        let mut due = Vec::new();
+        for write in writes {
+            let key = write.key();
+            if let Some(until) = self.echoes.awaited(&write, now) {
+                self.due = Some(self.due.map_or(until, |due| due.min(until)));
+                pass.wanted.insert(key);
+                continue;
+            }
+            let rests = self.fights.rests(&key, &write, now);
+            if let Some(until) = rests {
+                self.due = Some(self.due.map_or(until, |due| due.min(until)));
+            }
+            pass.notices
+                .extend(self.fights.undone(&key).and_then(|undone| contended(&write, pass.observed, undone)));
+            if rests.is_some() || !self.retries.is_due(&key, now) {
+                pass.failed.insert(key.clone());
+            } else {
+                due.push(write);
+            }
+            pass.wanted.insert(key);
         }
         let cluster = &self.cluster;
         let mut results = stream::iter(due)
@@ -162,23 +236,65 @@ impl<C: Cluster> Applier<C> {
                 Ok(stored) => {
                     log_done(&write, &key);
                     self.retries.forget(&key);
-                    if let (Write::PutFilter(wanted) | Write::PutPeer { peer: wanted, .. }, Some(stored)) =
-                        (&write, stored)
+                    self.echoes.written(&write, &stored, Instant::now());
+                    self.fights.written(&key, &write, Instant::now());
+                    if let (Write::PutFilter(wanted) | Write::PutPeer { peer: wanted, .. }, Some(held)) =
+                        (&write, stored.object)
                     {
-                        let forms = (diff::form(wanted), diff::form(&stored));
-                        self.settled.insert((key.kind, key.name.clone()), forms);
+                        let forms = (diff::form(wanted), diff::form(&held));
+                        self.settled.insert((key.kind, key.name), forms);
                     }
-                    pass.touched.insert((key.kind, key.name.clone()));
                 }
                 Err(error) => {
                     let rest = self.retries.failed(&key, Instant::now());
                     log_failed(&key, &error, rest);
-                    pass.failed.insert(key.clone());
+                    pass.failed.insert(key);
                 }
             }
-            pass.wanted.insert(key);
         }
     }
+}
+
+/// The tenant that one of our objects follows from.
+fn owner_of(object: &impl ResourceExt) -> Option<String> {
+    object.labels().get(keys::OWNER).cloned()
+}
+
+/// Somebody undoes this write again and again: what is told of it, and on what.
+fn contended(write: &Write, observed: &Observed, undone: u32) -> Option<Notice> {
+    fn meta<K: ResourceExt>(objects: &[K], name: &str) -> Option<ObjectMeta> {
+        objects.iter().find(|object| object.name_any() == name).map(|object| object.meta().clone())
+    }
+    let Key { kind, name, .. } = write.key();
+    let snapshot = &observed.snapshot;
+    let (about, meta) = match write {
+        Write::PutFilter(object) => (
+            About::Tenant(owner_of(object.as_ref())?),
+            observed.filters.get(&name).map(|o| o.metadata.clone()),
+        ),
+        Write::PutPeer { peer, .. } => {
+            (About::Tenant(owner_of(peer.as_ref())?), observed.peers.get(&name).map(|o| o.metadata.clone()))
+        }
+        _ => match kind {
+            "Tenant" => (About::Tenant(name.clone()), meta(&snapshot.tenants, &name)),
+            "Underlay" => (About::Underlay(name.clone()), meta(&snapshot.underlays, &name)),
+            "Node" => (About::Node(name.clone()), meta(&snapshot.nodes, &name)),
+            "Namespace" => (About::Namespace(name.clone()), meta(&snapshot.namespaces, &name)),
+            _ => return None,
+        },
+    };
+    let manager = meta.and_then(|meta| meta.managed_fields?.into_iter().next()?.manager);
+    let who =
+        manager.map_or_else(|| "somebody".to_owned(), |manager| format!("the field manager `{manager}`"));
+    // The count only grows; told at each step it would be news each time.
+    let times = if undone > 10 { "more than 10" } else { "several" };
+    Some(Notice {
+        about,
+        reason: "Contended".to_owned(),
+        message: format!(
+            "{kind} {name}: what is written there was changed back {times} times, last by {who}; it is corrected less and less often; keep that writer off this object"
+        ),
+    })
 }
 
 fn log_done(write: &Write, key: &Key) {
@@ -197,8 +313,7 @@ fn log_done(write: &Write, key: &Key) {
         }
         Write::PutFilter(object) | Write::PutPeer { peer: object, .. } => {
             let created = object.metadata.resource_version.is_none();
-            let tenant = object.labels().get(calico_vni_crds::keys::OWNER).map(String::as_str);
-            info!(op, kind, name, tenant, created, "written");
+            info!(op, kind, name, tenant = owner_of(object.as_ref()), created, "written");
         }
         Write::TenantStatus { .. } | Write::UnderlayStatus { .. } => debug!(op, kind, name, "written"),
         _ => info!(op, kind, name, "written"),

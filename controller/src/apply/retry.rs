@@ -19,6 +19,7 @@ pub struct Retries {
 
 struct Pause {
     until: Instant,
+    attempts: u32,
     backoff: ExponentialBackoff,
 }
 
@@ -32,6 +33,7 @@ impl Retries {
     pub fn failed(&mut self, key: &Key, now: Instant) -> Duration {
         let pause = self.failed.entry(key.clone()).or_insert_with(|| Pause {
             until: now,
+            attempts: 0,
             backoff: ExponentialBuilder::new()
                 .with_min_delay(FIRST)
                 .with_max_delay(LONGEST)
@@ -41,7 +43,13 @@ impl Retries {
         });
         let rest = pause.backoff.next().unwrap_or(LONGEST);
         pause.until = now + rest;
+        pause.attempts = pause.attempts.saturating_add(1);
         rest
+    }
+
+    /// How often it failed since it last succeeded.
+    pub fn attempts(&self, key: &Key) -> u32 {
+        self.failed.get(key).map_or(0, |pause| pause.attempts)
     }
 
     /// It succeeded, or is not wanted any more.

@@ -14,11 +14,14 @@ use calico_vni_planner::{
     Snapshot,
     plan::{About, TenantAllocation},
 };
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::{
+    api::core::v1::{Namespace, Node},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
 use kube::core::{DynamicObject, ObjectMeta};
 use serde_json::json;
 
-use super::*;
+use super::{write::Stored, *};
 
 /// Notes what it is asked for, and fails what it is told to fail.
 #[derive(Clone, Default)]
@@ -52,17 +55,18 @@ impl Fake {
 }
 
 impl Cluster for Fake {
-    async fn write(&self, write: &Write) -> Result<Option<DynamicObject>, WriteError> {
+    async fn write(&self, write: &Write) -> Result<Stored, WriteError> {
         let Key { kind, name, op } = write.key();
         let what = format!("{op} {kind} {name}");
         self.asked.lock().unwrap().push(what.clone());
         if let Some(error) = self.fails.lock().unwrap().get(&what) {
             return Err(error.clone());
         }
-        Ok(match write {
+        let object = match write {
             Write::PutFilter(object) | Write::PutPeer { peer: object, .. } => Some(self.stored(object)),
             _ => None,
-        })
+        };
+        Ok(Stored { version: Some("new".to_owned()), object })
     }
 }
 
@@ -135,7 +139,7 @@ async fn carry_out(applier: &mut Applier<Fake>, plan: &Plan, observed: &Observed
     let mut pass = Pass::new(plan, observed);
     applier.prepare(&mut pass).await;
     applier.withdraw(&mut pass).await;
-    applier.establish(pass, Timestamp::UNIX_EPOCH).await
+    applier.establish(pass, Timestamp::UNIX_EPOCH, false).await
 }
 
 #[tokio::test]
@@ -156,6 +160,7 @@ async fn everything_in_its_order() {
     plan.finished_tenants.insert("done".into());
     plan.tenants_to_delete.insert("vni-8".into());
     plan.labels.insert("n1".into(), ["red".to_owned()].into());
+    plan.namespaces.insert("team".into(), [("pools".to_owned(), Some("[]".to_owned()))].into());
     for name in ["red", "vni-8"] {
         plan.tenant_status.insert(name.into(), TenantStatus { prefixes: Some(1), ..TenantStatus::default() });
     }
@@ -163,29 +168,36 @@ async fn everything_in_its_order() {
     observed.snapshot.tenants = ["red", "held", "done", "vni-8"].map(tenant).into();
     observed.snapshot.tenants[2].metadata.finalizers = Some(vec![keys::FINALIZER.to_owned()]);
     observed.snapshot.nodes = vec![node("n1")];
+    observed.snapshot.namespaces = vec![Namespace { metadata: meta("team"), ..Namespace::default() }];
 
     let fake = Fake::default();
     let mut applier = Applier::new(fake.clone());
     carry_out(&mut applier, &plan, &observed).await;
-    // Red's status waits for the next plan: its version is another since it was allocated.
+    // Of one Tenant each thing waits until the one before was seen.
     let expected = [
         "create Tenant vni-7",
+        "hold Tenant held",
         "allocate Tenant red",
         "allocate Node n1",
-        "hold Tenant held",
-        "label Node n1",
         "delete BGPPeer calico-vni-gone",
         "put BGPFilter calico-vni-red",
         "put BGPPeer calico-vni-red",
+        "annotate Namespace team",
         "release Tenant done",
         "delete Tenant vni-8",
     ];
     assert_eq!(fake.take(), expected);
 
+    // The label follows when the Node's number was seen.
+    plan.allocations.nodes.clear();
+    observed.snapshot.nodes[0].metadata.resource_version = Some("2".into());
+    observed.snapshot.nodes[0].annotations_mut().insert(keys::ROUTER_INDEX.into(), "4".into());
     // The filter goes when its peer is seen gone, not before.
     observed.peers.clear();
     carry_out(&mut applier, &plan, &observed).await;
-    assert!(fake.take().contains(&"delete BGPFilter calico-vni-gone".to_owned()));
+    let asked = fake.take();
+    assert!(asked.contains(&"delete BGPFilter calico-vni-gone".to_owned()), "{asked:?}");
+    assert!(asked.contains(&"label Node n1".to_owned()), "{asked:?}");
 }
 
 #[tokio::test]
@@ -208,7 +220,7 @@ async fn a_peer_waits_for_its_filter_and_for_nobody_elses() {
     carry_out(&mut applier, &plan, &empty()).await;
     let asked = fake.take();
     assert!(asked.contains(&"put BGPPeer calico-vni-red".to_owned()), "{asked:?}");
-    assert_eq!(applier.next_due(), None);
+    assert_eq!(applier.retries.next_due(), None);
 }
 
 #[tokio::test]
@@ -262,6 +274,7 @@ async fn edits_are_put_right_and_servers_defaults_are_not_edits() {
     }
     // Anything else is an edit still.
     let mut edited = DynamicObject::clone(&observed.peers[&name]);
+    edited.metadata.resource_version = Some("2".into());
     edited.data["spec"]["peerIP"] = "192.0.2.1".into();
     observed.peers.insert(name.clone(), Arc::new(edited));
     carry_out(&mut applier, &plan, &observed).await;
@@ -270,7 +283,7 @@ async fn edits_are_put_right_and_servers_defaults_are_not_edits() {
     let puts = diff::peers(&plan, &observed, &Settled::new());
     let Write::PutPeer { peer, .. } = &puts.writes[0] else { panic!("{puts:?}") };
     assert_eq!(peer.data["spec"], json!({ "filters": [name] }));
-    assert_eq!(peer.metadata.resource_version.as_deref(), Some("1"), "bound to what was compared");
+    assert_eq!(peer.metadata.resource_version.as_deref(), Some("2"), "bound to what was compared");
     assert_eq!(peer.annotations()["theirs"], "kept");
 }
 
@@ -349,4 +362,135 @@ async fn nothing_is_allocated_while_it_is_unclear_what_was() {
     applier.complete(&mut observed);
     carry_out(&mut applier, &other, &observed).await;
     assert_eq!(fake.take(), ["allocate Tenant blue"]);
+}
+
+#[tokio::test]
+async fn what_was_written_is_not_written_again_before_it_is_seen() {
+    let plan = planned(&["red"]);
+    let fake = Fake::default();
+    let mut applier = Applier::new(fake.clone());
+    carry_out(&mut applier, &plan, &empty()).await;
+    assert_eq!(fake.take(), ["put BGPFilter calico-vni-red", "put BGPPeer calico-vni-red"]);
+    carry_out(&mut applier, &plan, &empty()).await;
+    assert_eq!(fake.take(), [""; 0]);
+    assert!(applier.next_due().is_some(), "what never is seen is looked at again");
+}
+
+#[tokio::test]
+async fn a_peer_goes_when_its_filter_cannot_be_made_to_stand() {
+    let plan = planned(&["red", "blue"]);
+    let name = "calico-vni-red".to_owned();
+    let without = |change: &dyn Fn(&mut Observed)| {
+        let mut observed = standing(&plan);
+        change(&mut observed);
+        observed
+    };
+    let gone = without(&|observed| drop(observed.filters.remove(&name)));
+    let going = without(&|observed| {
+        let mut filter = DynamicObject::clone(&observed.filters[&name]);
+        filter.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+        observed.filters.insert(name.clone(), Arc::new(filter));
+    });
+    for (what, observed) in [("gone", gone), ("going", going)] {
+        let fake = Fake::default();
+        fake.fail("put BGPFilter calico-vni-red", WriteError::Refused("no".into()));
+        let mut applier = Applier::new(fake.clone());
+        let notices = carry_out(&mut applier, &plan, &observed).await;
+        let asked = fake.take();
+        assert!(asked.contains(&"delete BGPPeer calico-vni-red".to_owned()), "{what}: {asked:?}");
+        assert!(!asked.iter().any(|what| what.contains("blue")), "{what}: {asked:?}");
+        assert!(notices.iter().any(|n| n.reason == "FilterNotWritten"), "{what}: {notices:?}");
+    }
+
+    // One that can be made again at once costs no session, nor does one attempt that fails.
+    let fake = Fake::default();
+    let mut applier = Applier::new(fake.clone());
+    carry_out(&mut applier, &plan, &without(&|observed| drop(observed.filters.remove(&name)))).await;
+    assert_eq!(fake.take(), ["put BGPFilter calico-vni-red"]);
+    let edited = without(&|observed| {
+        let mut filter = DynamicObject::clone(&observed.filters[&name]);
+        filter.data = json!({ "spec": { "exportV4": [{ "action": "Accept" }] } });
+        observed.filters.insert(name.clone(), Arc::new(filter));
+    });
+    fake.fail("put BGPFilter calico-vni-red", WriteError::Conflict);
+    let mut applier = Applier::new(fake.clone());
+    for attempt in 0..=ATTEMPTS {
+        carry_out(&mut applier, &plan, &edited).await;
+        let asked = fake.take();
+        let closed = asked.contains(&"delete BGPPeer calico-vni-red".to_owned());
+        assert_eq!(closed, attempt == ATTEMPTS, "attempt {attempt}: {asked:?}");
+        tokio::time::sleep_until(applier.next_due().unwrap()).await;
+    }
+}
+
+#[tokio::test]
+async fn whoever_undoes_a_write_again_and_again_is_named_and_not_raced() {
+    let plan = planned(&["red"]);
+    let name = "calico-vni-red".to_owned();
+    let fake = Fake::default();
+    let mut applier = Applier::new(fake.clone());
+    let (mut writes, mut told) = (0, BTreeSet::new());
+    // Somebody answers each write within a moment.
+    for version in 1..20 {
+        let mut observed = standing(&plan);
+        let mut peer = DynamicObject::clone(&observed.peers[&name]);
+        peer.metadata.resource_version = Some(version.to_string());
+        peer.metadata.managed_fields =
+            serde_json::from_value(json!([{ "manager": "argocd-controller" }])).unwrap();
+        peer.data["spec"]["peerIP"] = "192.0.2.1".into();
+        observed.peers.insert(name.clone(), Arc::new(peer));
+        told.extend(carry_out(&mut applier, &plan, &observed).await);
+        writes += fake.take().len();
+    }
+    assert!((3..=8).contains(&writes), "{writes} writes");
+    let notice = told.iter().find(|n| n.reason == "Contended").expect("told");
+    assert_eq!(notice.about, About::Tenant("red".into()));
+    assert!(notice.message.contains("argocd-controller"), "{}", notice.message);
+}
+
+#[tokio::test]
+async fn annotations_are_merged_and_bound_to_what_was_read() {
+    let mut plan = Plan::default();
+    let wanted = [("keep", Some("1")), ("set", Some("2")), ("gone", None), ("absent", None)];
+    let wanted = wanted.map(|(key, value)| (key.to_owned(), value.map(str::to_owned)));
+    plan.namespaces.insert("team".into(), wanted.into());
+    let mut observed = empty();
+    let mut namespace = Namespace { metadata: meta("team"), ..Namespace::default() };
+    namespace.metadata.annotations = Some(
+        [("keep", "1"), ("gone", "x"), ("theirs", "y")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+    );
+    observed.snapshot.namespaces = vec![namespace];
+    let [Write::AnnotateNamespace { at, annotations }] = &diff::namespaces(&plan, &observed)[..] else {
+        panic!("one write")
+    };
+    assert_eq!((at.uid.as_str(), at.seen.as_str()), ("uid-team", "1"));
+    assert_eq!(*annotations, [("set".to_owned(), Some("2".to_owned())), ("gone".to_owned(), None)].into());
+    observed.snapshot.namespaces[0].metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+    assert_eq!(diff::namespaces(&plan, &observed), []);
+}
+
+#[tokio::test]
+async fn a_new_number_is_known_before_it_is_seen() {
+    let mut plan = Plan::default();
+    plan.allocations.tenants.insert("red".into(), TenantAllocation { vni: 1001, link_index: 2 });
+    plan.allocations.nodes.insert("n1".into(), 4);
+    let observe = || {
+        let mut observed = empty();
+        let mut red = tenant("red");
+        red.status = Some(TenantStatus { vni: Some(1000), link_index: Some(1), ..TenantStatus::default() });
+        observed.snapshot.tenants = vec![red];
+        let mut n1 = node("n1");
+        n1.annotations_mut().insert(keys::ROUTER_INDEX.into(), "x".into());
+        observed.snapshot.nodes = vec![n1];
+        observed
+    };
+    let mut applier = Applier::new(Fake::default());
+    carry_out(&mut applier, &plan, &observe()).await;
+    for _ in 0..2 {
+        let mut stale = observe();
+        applier.complete(&mut stale);
+        let status = stale.snapshot.tenants[0].status.clone().unwrap();
+        assert_eq!((status.vni, status.link_index), (Some(1001), Some(2)));
+        assert_eq!(stale.snapshot.nodes[0].annotations()[keys::ROUTER_INDEX], "4");
+    }
 }

@@ -4,7 +4,7 @@
 //! - What is wholly ours (BGPFilter, BGPPeer) is created, or replaced at the version that was compared. Server-side
 //!   apply would leave in place what another manager added (a `password`, a rule for the other family), and would
 //!   take over an object that a user made a moment ago.
-//! - On what is a user's (Node, Tenant) a merge patch names exactly our keys, bound to the object's uid or version.
+//! - On what is a user's (Node, Namespace, Tenant) a merge patch names exactly our keys, bound to the object's uid or version.
 //!   Server-side apply would make a new, empty Node where one was deleted a moment ago; it cannot remove a label that
 //!   somebody else set; and with one manager for annotation and labels, labels planned before the annotation was seen
 //!   would remove it.
@@ -19,6 +19,8 @@ use std::{
 
 use calico_vni_crds::{Tenant, TenantStatus, UnderlayStatus};
 use calico_vni_planner::plan::TenantAllocation;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{ResourceExt, core::DynamicObject};
 
 /// What is written, in the order of [`super::diff`].
@@ -41,6 +43,8 @@ pub enum Write {
         at: Identity,
         /// What it gets.
         index: u32,
+        /// What the annotation was when that was planned.
+        before: Option<String>,
     },
     /// All finalizers of a Tenant.
     SetFinalizers {
@@ -57,6 +61,13 @@ pub enum Write {
         at: Identity,
         /// Label keys with their values; `None` removes.
         labels: BTreeMap<String, Option<String>>,
+    },
+    /// Annotations of a Namespace, bound to the version that was read: what a person writes meanwhile wins.
+    AnnotateNamespace {
+        /// Namespace.
+        at: Identity,
+        /// Keys with their values; `None` removes.
+        annotations: BTreeMap<String, Option<String>>,
     },
     /// A BGPFilter: created, or replaced when it has a version.
     PutFilter(Box<DynamicObject>),
@@ -96,6 +107,8 @@ pub struct Identity {
     pub name: String,
     /// As the API server gave it.
     pub uid: String,
+    /// Version in which it was read. It may have changed since.
+    pub seen: String,
 }
 
 /// An object as it was read; whoever changes it first wins.
@@ -110,7 +123,11 @@ pub struct Version {
 impl Identity {
     /// Of that object.
     pub fn of(object: &impl ResourceExt) -> Self {
-        Self { name: object.name_any(), uid: object.uid().unwrap_or_default() }
+        Self {
+            name: object.name_any(),
+            uid: object.uid().unwrap_or_default(),
+            seen: object.resource_version().unwrap_or_default(),
+        }
     }
 }
 
@@ -142,6 +159,7 @@ impl Write {
             Self::SetFinalizers { at, held: true, .. } => ("Tenant", "hold", at.name.clone()),
             Self::SetFinalizers { at, held: false, .. } => ("Tenant", "release", at.name.clone()),
             Self::LabelNode { at, .. } => ("Node", "label", at.name.clone()),
+            Self::AnnotateNamespace { at, .. } => ("Namespace", "annotate", at.name.clone()),
             Self::PutFilter(filter) => ("BGPFilter", "put", filter.name_any()),
             Self::PutPeer { peer, .. } => ("BGPPeer", "put", peer.name_any()),
             Self::DeleteFilter(at) => ("BGPFilter", "delete", at.name.clone()),
@@ -151,6 +169,63 @@ impl Write {
             Self::UnderlayStatus { at, .. } => ("Underlay", "status", at.name.clone()),
         };
         Key { kind, name, op }
+    }
+
+    /// Version of the object that the write follows from; `None` where there was no object.
+    pub fn seen(&self) -> Option<&str> {
+        match self {
+            Self::CreateTenant(_) => None,
+            Self::AllocateTenant { at, .. }
+            | Self::SetFinalizers { at, .. }
+            | Self::TenantStatus { at, .. }
+            | Self::UnderlayStatus { at, .. } => Some(&at.resource_version),
+            Self::AllocateNode { at, .. }
+            | Self::LabelNode { at, .. }
+            | Self::AnnotateNamespace { at, .. }
+            | Self::DeleteFilter(at)
+            | Self::DeletePeer(at)
+            | Self::DeleteTenant(at) => Some(&at.seen),
+            Self::PutFilter(object) | Self::PutPeer { peer: object, .. } => {
+                object.metadata.resource_version.as_deref()
+            }
+        }
+    }
+
+    /// The same as another write but for the versions that both follow from: what one of them did, the other does again.
+    #[must_use]
+    pub fn content(&self) -> Self {
+        let mut write = self.clone();
+        match &mut write {
+            Self::AllocateTenant { at, .. } | Self::SetFinalizers { at, .. } => at.resource_version.clear(),
+            Self::AllocateNode { at, .. }
+            | Self::LabelNode { at, .. }
+            | Self::AnnotateNamespace { at, .. }
+            | Self::DeleteFilter(at)
+            | Self::DeletePeer(at)
+            | Self::DeleteTenant(at) => at.seen.clear(),
+            Self::TenantStatus { at, status } => {
+                at.resource_version.clear();
+                undate(&mut status.conditions);
+            }
+            Self::UnderlayStatus { at, status } => {
+                at.resource_version.clear();
+                undate(&mut status.conditions);
+            }
+            Self::PutFilter(object) | Self::PutPeer { peer: object, .. } => {
+                object.metadata.resource_version = None;
+                object.metadata.uid = None;
+                object.metadata.creation_timestamp = None;
+                object.metadata.generation = None;
+            }
+            Self::CreateTenant(_) => {}
+        }
+        write
+    }
+}
+
+fn undate(conditions: &mut [Condition]) {
+    for condition in conditions {
+        condition.last_transition_time = Time(Timestamp::UNIX_EPOCH);
     }
 }
 
@@ -171,8 +246,17 @@ pub enum WriteError {
     Unclear(String),
 }
 
+/// What the API server holds after a write.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stored {
+    /// Version of the object; `None` after it was deleted.
+    pub version: Option<String>,
+    /// The object; of filters and peers alone.
+    pub object: Option<DynamicObject>,
+}
+
 /// Carries out writes. The one door to the API server for all of [`super`].
 pub trait Cluster: Send + Sync {
-    /// Carries out one write. A filter or a peer is returned as the API server holds it now.
-    fn write(&self, write: &Write) -> impl Future<Output = Result<Option<DynamicObject>, WriteError>> + Send;
+    /// Carries out one write.
+    fn write(&self, write: &Write) -> impl Future<Output = Result<Stored, WriteError>> + Send;
 }

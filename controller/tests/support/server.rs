@@ -199,6 +199,14 @@ impl Drop for ApiServer {
 
 /// Creates an object of any kind, once its kind is served.
 pub async fn create(client: &Client, object: Value) {
+    let what = format!("{} {}", object["kind"], object["metadata"]["name"]);
+    if let Err(error) = try_create(client, object).await {
+        panic!("{what}: {error}");
+    }
+}
+
+/// The same, where it may be there already.
+pub async fn try_create(client: &Client, object: Value) -> kube::Result<()> {
     let object: DynamicObject = serde_json::from_value(object).unwrap();
     let types = object.types.clone().unwrap();
     let gvk = GroupVersionKind::try_from(&types).unwrap();
@@ -220,9 +228,7 @@ pub async fn create(client: &Client, object: Value) {
         (true, Some(namespace)) => Api::namespaced_with(client.clone(), &namespace, &resource),
         _ => Api::all_with(client.clone(), &resource),
     };
-    if let Err(error) = api.create(&PostParams::default(), &object).await {
-        panic!("{} {}: {error}", types.kind, object.name_any());
-    }
+    api.create(&PostParams::default(), &object).await.map(drop)
 }
 
 fn workspace() -> PathBuf {

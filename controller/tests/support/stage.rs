@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use calico_vni_controller::runtime;
+use calico_vni_controller::runtime::{self, Settings};
 use calico_vni_crds::{
     Tenant, Underlay,
     calico::{BgpFilter, BgpPeer, Calico, CalicoApi, CalicoSpec, IpPool},
@@ -39,12 +39,23 @@ pub struct Controller {
 impl Controller {
     /// As the user of `deploy/rbac.yaml`.
     pub async fn start(server: &ApiServer) -> Self {
+        // No linger: a case about it sets its own.
+        Self::start_with(server, Settings { linger: Duration::ZERO }).await
+    }
+
+    pub async fn start_with(server: &ApiServer, settings: Settings) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let running = runtime::run(server.controller().await, listener, shutdown.clone());
+        let running = runtime::run(server.controller().await, listener, settings, shutdown.clone());
         let task = tokio::spawn(async move { running.await.unwrap() });
         Self { address, shutdown, task }
+    }
+
+    /// In the middle of whatever it does.
+    pub async fn kill(self) {
+        self.task.abort();
+        assert!(self.task.await.is_err_and(|error| error.is_cancelled()), "it ran until it was killed");
     }
 
     /// In good order, within a deadline.

@@ -1,0 +1,252 @@
+//! What is observed of the cluster: one reflector a kind, and the snapshot taken from all. Reads the API server, never
+//! writes.
+//!
+//! An object that cannot be read (a field of a type that nobody expected) stops itself alone: it is told, and what was
+//! last read of it stays.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::Hash,
+    sync::Arc,
+    time::Duration,
+};
+
+use calico_vni_crds::{
+    Tenant, Underlay,
+    calico::{
+        BgpConfiguration, BgpFilter, BgpPeer, BlockAffinity, CalicoApi, FelixConfiguration, IpPool,
+        IpamConfig,
+    },
+    tenant::SERVICES,
+};
+use calico_vni_planner::{Snapshot, snapshot::Agent};
+use futures::{FutureExt, future::BoxFuture};
+use k8s_openapi::api::{
+    core::v1::{Namespace, Node},
+    discovery::v1::EndpointSlice,
+};
+use kube::{
+    Client, Resource, ResourceExt,
+    core::{ApiResource, DynamicObject},
+    runtime::{
+        reflector::{Store, store::WriterDropped},
+        watcher,
+    },
+};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+};
+use tracing::{info, warn};
+
+use self::{
+    reduce::{endpoint_slice, has_prefix, namespace, node},
+    reflect::Start,
+};
+use crate::detect::Served;
+
+mod reduce;
+mod reflect;
+
+/// Names of our BGPPeers and BGPFilters begin with it. Labels cannot select them, since Calico may hide labels in JSON.
+pub const NAME_PREFIX: &str = "calico-vni-";
+
+/// How often it is told that something is still missing or still fails.
+const TELL: Duration = Duration::from_secs(30);
+
+/// The stores of all kinds that a plan depends on.
+pub struct Stores {
+    served: Served,
+    tenants: Store<Tenant>,
+    underlays: Store<Underlay>,
+    nodes: Store<Node>,
+    pools: Store<IpPool>,
+    blocks: Store<BlockAffinity>,
+    bgp_configurations: Store<BgpConfiguration>,
+    ipam_configs: Option<Store<IpamConfig>>,
+    felix_configurations: Option<Store<FelixConfiguration>>,
+    namespaces: Store<Namespace>,
+    endpoint_slices: Store<EndpointSlice>,
+    /// Which EndpointSlices are watched; nothing before the Tenants are known.
+    services: watch::Sender<Option<watcher::Config>>,
+    peers: Store<DynamicObject>,
+    filters: Store<DynamicObject>,
+}
+
+/// What stands in the cluster at one moment.
+pub struct Observed {
+    /// As the planner sees it.
+    pub snapshot: Snapshot,
+    /// BGPPeers whose name begins with [`NAME_PREFIX`], with all their fields: also those that somebody added.
+    pub peers: BTreeMap<String, Arc<DynamicObject>>,
+    /// BGPFilters of that kind.
+    pub filters: BTreeMap<String, Arc<DynamicObject>>,
+}
+
+impl Stores {
+    /// Starts the reflectors on `tasks`; each change that could matter to a plan is told by `changed`.
+    pub fn start(
+        client: &Client,
+        served: Served,
+        changed: &Arc<Notify>,
+        tasks: &mut JoinSet<&'static str>,
+    ) -> Self {
+        let mut start = Start { client, changed, tasks };
+        let api = served.api;
+        let (services, selection) = watch::channel(None);
+        Self {
+            served,
+            tenants: start.reflect((), "Tenant", |_| true),
+            underlays: start.reflect((), "Underlay", |_| true),
+            nodes: start.reflect((), "Node", node),
+            namespaces: start.reflect((), "Namespace", namespace),
+            endpoint_slices: start.follow((), "EndpointSlice", endpoint_slice, selection),
+            services,
+            pools: start.reflect(api, "IPPool", |_| true),
+            blocks: start.reflect(api, "BlockAffinity", |_| true),
+            bgp_configurations: start.reflect(api, "BGPConfiguration", |_| true),
+            ipam_configs: served.ipam_config.then(|| start.reflect(api, "IPAMConfiguration", |_| true)),
+            felix_configurations: served
+                .felix_configuration
+                .then(|| start.reflect(api, "FelixConfiguration", |_| true)),
+            peers: start.reflect(ApiResource::erase::<BgpPeer>(&api), "BGPPeer", has_prefix),
+            filters: start.reflect(ApiResource::erase::<BgpFilter>(&api), "BGPFilter", has_prefix),
+        }
+    }
+
+    /// The group that Calico's kinds are read from.
+    pub fn served(&self) -> Served {
+        self.served
+    }
+
+    /// The group that Calico's kinds are read from and written to.
+    pub fn api(&self) -> CalicoApi {
+        self.served.api
+    }
+
+    /// Waits until every store has been filled once. What is not served and may be missing is not awaited.
+    pub async fn ready(&self) -> Result<(), WriterDropped> {
+        let mut waiting: Vec<(&str, BoxFuture<'_, Result<(), WriterDropped>>)> = vec![
+            ("Tenant", self.tenants.wait_until_ready().boxed()),
+            ("Underlay", self.underlays.wait_until_ready().boxed()),
+            ("Node", self.nodes.wait_until_ready().boxed()),
+            ("Namespace", self.namespaces.wait_until_ready().boxed()),
+            ("IPPool", self.pools.wait_until_ready().boxed()),
+            ("BlockAffinity", self.blocks.wait_until_ready().boxed()),
+            ("BGPConfiguration", self.bgp_configurations.wait_until_ready().boxed()),
+            ("BGPPeer", self.peers.wait_until_ready().boxed()),
+            ("BGPFilter", self.filters.wait_until_ready().boxed()),
+        ];
+        if let Some(store) = &self.ipam_configs {
+            waiting.push(("IPAMConfiguration", store.wait_until_ready().boxed()));
+        }
+        if let Some(store) = &self.felix_configurations {
+            waiting.push(("FelixConfiguration", store.wait_until_ready().boxed()));
+        }
+        for (kind, ready) in waiting {
+            told(kind, ready).await?;
+        }
+        // Which of these are wanted is known from the Tenants.
+        self.follow_services();
+        told("EndpointSlice", self.endpoint_slices.wait_until_ready().boxed()).await?;
+        info!(
+            tenants = self.tenants.len(),
+            pools = self.pools.len(),
+            nodes = self.nodes.len(),
+            "everything has been read once"
+        );
+        Ok(())
+    }
+
+    /// What stands now, with what the agents said.
+    pub fn observe(&self, agents: BTreeMap<String, Agent>) -> Observed {
+        self.follow_services();
+        let peers = by_name(&self.peers);
+        let filters = by_name(&self.filters);
+        let snapshot = Snapshot {
+            calico_api: self.served.api,
+            tenants: list(&self.tenants),
+            underlays: list(&self.underlays),
+            pools: list(&self.pools),
+            blocks: list(&self.blocks),
+            nodes: list(&self.nodes),
+            bgp_configurations: list(&self.bgp_configurations),
+            ipam_configs: self.ipam_configs.as_ref().map(list).unwrap_or_default(),
+            felix_configurations: self.felix_configurations.as_ref().map(list).unwrap_or_default(),
+            namespaces: list(&self.namespaces),
+            endpoint_slices: list(&self.endpoint_slices),
+            peers: peers.values().filter_map(|o| DynamicObject::clone(o).try_parse().ok()).collect(),
+            filters: filters.values().filter_map(|o| DynamicObject::clone(o).try_parse().ok()).collect(),
+            agents,
+            ..Snapshot::default()
+        };
+        Observed { snapshot, peers, filters }
+    }
+
+    /// Watches the EndpointSlices of the Services that Tenants name, and no others.
+    fn follow_services(&self) {
+        let tenants = self.tenants.state();
+        let named = tenants.iter().flat_map(|tenant| &tenant.spec.shared_services.services);
+        let wanted = Some(of_services(named.map(String::as_str)));
+        self.services.send_if_modified(|config| {
+            let differs = *config != wanted;
+            if differs {
+                *config = wanted;
+            }
+            differs
+        });
+    }
+}
+
+/// A watch on the EndpointSlices of these Services, each `namespace/name`, and of those that every tenant reaches
+/// unless it says otherwise. Kubernetes labels each slice with its Service's name; what has that name in another
+/// namespace comes along. Where very many are named, all are watched: the selector is part of an address.
+fn of_services<'a>(named: impl Iterator<Item = &'a str>) -> watcher::Config {
+    const MOST: usize = 64;
+    let names: BTreeSet<&str> =
+        named.chain(SERVICES).filter_map(|service| Some(service.split_once('/')?.1)).collect();
+    let config = watcher::Config::default();
+    if names.len() > MOST {
+        return config;
+    }
+    let names: Vec<&str> = names.into_iter().collect();
+    config.labels(&format!("{} in ({})", reduce::SERVICE_NAME, names.join(",")))
+}
+
+/// Waits, and tells for what.
+async fn told(kind: &str, mut ready: BoxFuture<'_, Result<(), WriterDropped>>) -> Result<(), WriterDropped> {
+    loop {
+        if let Ok(result) = tokio::time::timeout(TELL, &mut ready).await {
+            return result;
+        }
+        warn!(kind, "waiting for the first list of this kind; nothing is planned or served before");
+    }
+}
+
+fn list<K>(store: &Store<K>) -> Vec<K>
+where
+    K: Resource + Clone + 'static,
+    K::DynamicType: Eq + Hash + Clone,
+{
+    store.state().iter().map(|object| K::clone(object)).collect()
+}
+
+fn by_name(store: &Store<DynamicObject>) -> BTreeMap<String, Arc<DynamicObject>> {
+    store.state().into_iter().map(|object| (object.name_any(), object)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_are_selected_by_the_services_that_tenants_name() {
+        let selector = |named: &[&str]| of_services(named.iter().copied()).label_selector;
+        assert_eq!(
+            selector(&["default/kubernetes", "monitoring/push"]).as_deref(),
+            Some("kubernetes.io/service-name in (kube-dns,kubernetes,push)")
+        );
+        let many: Vec<String> = (0..100).map(|i| format!("a/s{i}")).collect();
+        assert_eq!(selector(&many.iter().map(String::as_str).collect::<Vec<_>>()), None);
+    }
+}
