@@ -5,7 +5,7 @@ CARGO ?= cargo
 TOOLS := target/tools/bin
 LAB := target/debug/lab
 
-.PHONY: help deps generate build kube demo test test-unit test-e2e bench-plan check fmt clippy deny generated advisories up down
+.PHONY: help deps generate build kube demo test test-unit test-e2e bench-plan bench-fanout check fmt clippy deny generated advisories up down
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
@@ -45,6 +45,9 @@ test-e2e: deps kube ## of these, the lab's scenarios
 
 bench-plan: ## what a re-plan of 1,000 tenants on 5,000 nodes costs
 	@$(CARGO) bench --quiet -p calico-vni-planner --bench plan
+
+bench-fanout: ## what a change of one tenant costs with 500 to 5,000 agents, and all of them coming at once
+	@$(CARGO) bench --quiet -p calico-vni-controller --bench fanout
 
 check: fmt clippy deny generated ## format, lints, licences and sources of dependencies, generated files
 
