@@ -176,7 +176,7 @@ fn chains(text: &mut Text, vni: u32, tenant: &Guarded, here: &Local) {
         format!("ip saddr {v4} tcp dport 179 return"),
         format!("ip6 saddr {v6} tcp dport 179 return"),
         format!("ip saddr {v4} meta l4proto icmp return"),
-        format!("ip6 saddr {{ {v6}, fe80::/10, :: }} meta l4proto ipv6-icmp return"),
+        format!("ip6 saddr {{ {v6}, fe80::/10, :: }} meta l4proto icmpv6 return"),
     ];
     chain(text, "node-link", &router);
 }

@@ -107,7 +107,7 @@ pub(super) fn render(router: &Router, digest: &str, counts: &BTreeMap<String, Co
 
     let refused = format!("counter name \"{COUNTER_ROUTER}\" drop");
     let own = [format!("ip daddr @own4 {refused}"), format!("ip6 daddr @own6 {refused}")];
-    let icmp = ["meta l4proto { icmp, ipv6-icmp } return".to_owned()];
+    let icmp = ["meta l4proto { icmp, icmpv6 } return".to_owned()];
     let bgp = ["dport", "sport"].map(|port| {
         ["ip saddr . ip daddr @pairs4", "ip6 saddr . ip6 daddr @pairs6"]
             .map(|pair| format!("{pair} tcp {port} 179 return"))
