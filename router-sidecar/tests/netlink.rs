@@ -322,7 +322,8 @@ async fn an_edited_guard_is_noticed_and_its_counters_survive() {
     assert!(!Command::new("ip").args(ping).output().unwrap().status.success());
     let counted =
         || spaces.run(0, "nft", "list counter inet calico-vni tenant-red-1001").contains("packets 1 ");
-    assert!(counted() && node.guard_stands(&desired).await.unwrap());
+    assert!(counted(), "{}", spaces.run(0, "nft", "list counters"));
+    assert!(node.guard_stands(&desired).await.unwrap());
     // A reload goes on from there.
     spaces.run(0, "nft", "flush chain inet calico-vni forward");
     bring_about(&node, &desired).await;
