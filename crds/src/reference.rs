@@ -65,7 +65,7 @@ fn kind(page: &mut String, crd: &CustomResourceDefinition) {
         }
         if !rules.is_empty() {
             page.push_str("\nWhat is refused when it is written, beyond types and limits:\n\n");
-            rules.iter().for_each(|rule| page.push_str(rule));
+            page.push_str(&rules.concat());
         }
     }
 }
@@ -165,7 +165,7 @@ fn limits(schema: &JSONSchemaProps) -> String {
         let values: Vec<String> = values.iter().map(|value| value.0.to_string().replace('"', "`")).collect();
         return values.join(" or ");
     }
-    let mut words = match (schema.type_.as_deref(), items(schema)) {
+    let kind = match (schema.type_.as_deref(), items(schema)) {
         (Some("array"), Some(items)) => match limits(items).as_str() {
             "object" => "list".to_owned(),
             inner => format!("list of {inner}"),
@@ -175,25 +175,27 @@ fn limits(schema: &JSONSchemaProps) -> String {
         (other, _) => other.unwrap_or_default().to_owned(),
     };
     let whole = |bound: f64| format!("{bound:.0}");
-    match (schema.minimum.map(whole), schema.maximum.map(whole)) {
-        (Some(min), Some(max)) => words.push_str(&format!(", {min} to {max}")),
-        (Some(min), None) if min != "0" => words.push_str(&format!(", at least {min}")),
-        _ => {}
-    }
-    let length = |words: &mut String, min: Option<i64>, max: Option<i64>, of: &str| match (min, max) {
-        (Some(min), Some(max)) => words.push_str(&format!(", {min} to {max}{of}")),
-        (None, Some(max)) => words.push_str(&format!(", at most {max}{of}")),
-        _ => {}
+    let mut words = vec![kind];
+    words.extend(match (schema.minimum.map(whole), schema.maximum.map(whole)) {
+        (Some(min), Some(max)) => Some(format!("{min} to {max}")),
+        (Some(min), None) if min != "0" => Some(format!("at least {min}")),
+        _ => None,
+    });
+    let length = |min: Option<i64>, max: Option<i64>, of: &str| match (min, max) {
+        (Some(min), Some(max)) => Some(format!("{min} to {max}{of}")),
+        (None, Some(max)) => Some(format!("at most {max}{of}")),
+        _ => None,
     };
-    length(&mut words, schema.min_length, schema.max_length, " characters");
-    length(&mut words, schema.min_items, schema.max_items, "");
+    words.extend(length(schema.min_length, schema.max_length, " characters"));
+    words.extend(length(schema.min_items, schema.max_items, ""));
     match schema.x_kubernetes_list_type.as_deref() {
-        Some("set") => words.push_str(", each once"),
+        Some("set") => words.push("each once".to_owned()),
         Some("map") => {
-            let keys = schema.x_kubernetes_list_map_keys.iter().flatten().cloned().collect::<Vec<_>>();
-            words.push_str(&format!(", each `{}` once", keys.join(", ")));
+            let keys: Vec<&str> =
+                schema.x_kubernetes_list_map_keys.iter().flatten().map(String::as_str).collect();
+            words.push(format!("each `{}` once", keys.join(", ")));
         }
         _ => {}
     }
-    words
+    words.join(", ")
 }

@@ -64,10 +64,14 @@ fn paths(path: &str, value: &Value, into: &mut BTreeSet<String>) {
             into.insert(path.to_owned());
         }
         Value::Object(fields) => {
-            fields.iter().for_each(|(key, value)| paths(&format!("{path}.{key}"), value, into))
+            for (key, value) in fields {
+                paths(&format!("{path}.{key}"), value, into);
+            }
         }
         Value::Array(items) if items.iter().any(Value::is_object) => {
-            items.iter().for_each(|item| paths(path, item, into));
+            for item in items {
+                paths(path, item, into);
+            }
         }
         _ => {
             into.insert(path.to_owned());
