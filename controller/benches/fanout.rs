@@ -16,7 +16,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use calico_vni_controller::{agents::Agents, grpc, publish::Publisher};
+use calico_vni_controller::{
+    agents::Agents,
+    grpc::{self, Access, Gate},
+    publish::Publisher,
+};
 use calico_vni_planner::{Snapshot, plan, simulate};
 use calico_vni_proto::{
     codec::{Codec as _, Digest},
@@ -27,7 +31,7 @@ use clap::Parser;
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, watch},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -156,9 +160,10 @@ async fn measure(args: &Args, size: usize) {
     let agents = Agents::new(Arc::clone(&changed), shutdown.clone());
     let mut publisher = Publisher::default();
     publisher.publish(&settled, &agents);
+    let gate = watch::Sender::new(Gate::Open(Arc::clone(&agents)));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
-    let server = tokio::spawn(grpc::serve(listener, Arc::clone(&agents), shutdown.clone()));
+    let server = tokio::spawn(grpc::serve(listener, gate.subscribe(), Access::plain(), shutdown.clone()));
 
     let started = Instant::now();
     let mut children = Played::start(&address, size);

@@ -11,7 +11,10 @@ use calico_vni_planner::snapshot::{Agent, AgentNotice, Session as BgpSession};
 use calico_vni_proto::{codec::Digest, wire};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
+
+/// Of this controller.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// An encoded message with its digest, shared by all that are offered it.
 #[derive(Clone, Debug)]
@@ -64,6 +67,9 @@ struct Inner {
 
 struct Connected {
     session: u64,
+    version: String,
+    /// Its stream has ended in good order and another is to come: what was said holds until then.
+    resting: bool,
     offer: watch::Sender<Option<Offer>>,
     ended: CancellationToken,
     agent: Agent,
@@ -103,8 +109,10 @@ impl Agents {
         let (offer, offers) = watch::channel(inner.offers.get(node).cloned());
         let ended = self.shutdown.child_token();
         let known = inner.offers.contains_key(node);
-        let connected = Connected {
+        let mut connected = Connected {
             session: id,
+            version: version.to_owned(),
+            resting: false,
             offer,
             ended: ended.clone(),
             agent: Agent::default(),
@@ -113,12 +121,38 @@ impl Agents {
             applied: None,
             rejected: None,
         };
-        if let Some(older) = inner.connected.insert(node.to_owned(), connected) {
-            older.ended.cancel();
-            warn!(node, version, "the agent connected again while its former stream was open; that one ends");
-        } else {
-            info!(node, version, known, "agent connected");
+        match inner.connected.remove(node) {
+            Some(older) if older.resting => {
+                connected = Connected {
+                    agent: older.agent,
+                    has_applied: older.has_applied,
+                    has_health: older.has_health,
+                    applied: older.applied,
+                    rejected: older.rejected,
+                    ..connected
+                };
+                debug!(node, version, "the agent came again");
+            }
+            Some(older) => {
+                older.ended.cancel();
+                warn!(
+                    node,
+                    version, "the agent connected again while its former stream was open; that one ends"
+                );
+            }
+            None => {
+                info!(node, version, known, "agent connected");
+                if version != VERSION {
+                    warn!(
+                        node,
+                        version,
+                        controller = VERSION,
+                        "agent and controller are of different versions: each ignores what it does not know of the other's"
+                    );
+                }
+            }
         }
+        inner.connected.insert(node.to_owned(), connected);
         drop(inner);
         Session { agents: Arc::clone(self), id, node: node.to_owned(), offers, ended }
     }
@@ -150,6 +184,15 @@ impl Agents {
         Standing { connected: inner.connected.len(), in_step: in_step.count() }
     }
 
+    /// How many connected agents are of which version.
+    pub fn versions(&self) -> BTreeMap<String, usize> {
+        let mut versions = BTreeMap::new();
+        for connected in self.lock().connected.values() {
+            *versions.entry(connected.version.clone()).or_default() += 1;
+        }
+        versions
+    }
+
     /// Puts up what each known node should hold; whoever waits for it learns only what is new to it.
     pub fn offer(&self, offers: BTreeMap<String, Offer>) {
         let mut inner = self.lock();
@@ -176,6 +219,17 @@ impl Agents {
 }
 
 impl Session {
+    /// Ends the stream in good order. Until this is dropped, or the agent's next stream takes its place, what it has said
+    /// holds.
+    pub fn rest(&self) {
+        if let Some(connected) = self.agents.lock().connected.get_mut(&self.node)
+            && connected.session == self.id
+        {
+            connected.resting = true;
+        }
+        self.ended.cancel();
+    }
+
     /// What stands on the node after it applied and read back.
     pub fn applied(&self, applied: wire::Applied) {
         let digest = Digest::from_wire(&applied.config_digest);
@@ -389,6 +443,30 @@ pub(crate) mod tests {
         assert_eq!(agents.said()["n1"].programmed, [("blue".to_owned(), 1002)].into());
         assert!(!second.ended.is_cancelled());
         assert!(signalled(&changed));
+    }
+
+    #[test]
+    fn what_was_said_holds_while_an_agent_comes_again() {
+        let (agents, changed) = table();
+        agents.offer([("n1".to_owned(), offer(b"g", b"a"))].into());
+        let first = agents.join("n1", "1");
+        first.applied(applied(b"a", &[("red", 1001, "")]));
+        first.health(wire::Health { frr_running: true, ..Default::default() });
+        assert!(signalled(&changed));
+        first.rest();
+        assert!(first.ended.is_cancelled());
+        let said = agents.said();
+        assert_eq!(said["n1"].programmed, [("red".to_owned(), 1001)].into());
+        let second = agents.join("n1", "2");
+        drop(first);
+        assert_eq!(agents.said(), said);
+        assert_eq!(agents.standing(), Standing { connected: 1, in_step: 1 });
+        assert_eq!(agents.versions(), [("2".to_owned(), 1)].into());
+        second.applied(applied(b"a", &[("red", 1001, "")]));
+        assert!(!signalled(&changed), "nothing has changed by it");
+        second.rest();
+        drop(second);
+        assert!(agents.said().is_empty() && signalled(&changed), "who does not come again is gone");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use kube::{Client, runtime::reflector::store::WriterDropped};
 use tokio::{
     net::TcpListener,
-    sync::Notify,
+    sync::{Notify, watch},
     task::{JoinError, JoinSet},
     time::Instant,
 };
@@ -18,7 +18,7 @@ use crate::{
     apply::{Applier, Pass, api_server::KubeCluster},
     detect::{self, Served},
     events::Events,
-    grpc,
+    grpc::{self, Access, Gate},
     linger::Linger,
     observe::Stores,
     publish::Publisher,
@@ -116,7 +116,8 @@ pub async fn run(
     let sources = read?;
 
     let agents = Agents::new(changed.clone(), shutdown.clone());
-    let mut service = pin!(grpc::serve(listener, Arc::clone(&agents), shutdown.clone()));
+    let gate = watch::Sender::new(Gate::Open(Arc::clone(&agents)));
+    let mut service = pin!(grpc::serve(listener, gate.subscribe(), Access::plain(), shutdown.clone()));
     tokio::select! {
         biased;
         () = shutdown.cancelled() => {}

@@ -1,5 +1,7 @@
 //! Which node a token speaks for. Asks the API server, which alone knows: nothing is read out of the token here.
 
+use std::time::Duration;
+
 use futures::future::BoxFuture;
 use k8s_openapi::api::{
     authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus},
@@ -14,6 +16,9 @@ pub const AUDIENCE: &str = "calico-vni";
 
 /// Reviews at one time. All agents of a large cluster may come back together, and the API server has others to serve.
 const AT_ONCE: usize = 64;
+
+/// Longest wait for the API server's answers.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the API server adds to a user that is a pod-bound token (KEP 4193; nodes from Kubernetes 1.30 on).
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
@@ -86,7 +91,10 @@ impl Reviewer {
 
 impl NodeProof for Reviewer {
     fn node_of<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<String, Denied>> {
-        Box::pin(self.review(token))
+        Box::pin(async {
+            let late = || Err(Denied::Unknown(format!("the API server has not answered within {PATIENCE:?}")));
+            tokio::time::timeout(PATIENCE, self.review(token)).await.unwrap_or_else(|_| late())
+        })
     }
 }
 
