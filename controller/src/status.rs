@@ -9,9 +9,18 @@ use kube::ResourceExt;
 
 use crate::apply::write::{Version, Write};
 
+/// A status to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// The write.
+    pub write: Write,
+    /// Whether it is to be written at once: the entries of a Tenant's pools are also what remembers a pool that leaves.
+    pub urgent: bool,
+}
+
 /// The statuses that differ from what stands by more than a time. While `awaiting` routers that may be about to connect
 /// again, what routers alone can say is not counted down: after a restart of the controller nothing is worse than before.
-pub fn reports(plan: &Plan, snapshot: &Snapshot, now: Timestamp, awaiting: bool) -> Vec<Write> {
+pub fn reports(plan: &Plan, snapshot: &Snapshot, now: Timestamp, awaiting: bool) -> Vec<Report> {
     let tenants = snapshot.tenants.iter().filter_map(|tenant| {
         let planned = plan.tenant_status.get(&tenant.name_any())?;
         let mut planned = planned.clone();
@@ -19,7 +28,8 @@ pub fn reports(plan: &Plan, snapshot: &Snapshot, now: Timestamp, awaiting: bool)
             keep_tenant_counts(&mut planned, standing);
         }
         let status = Box::new(tenant_status(&planned, tenant.status.as_ref(), now)?);
-        Some(Write::TenantStatus { at: Version::of(tenant), status })
+        let urgent = tenant.status.as_ref().map_or(&[][..], |standing| &standing.pools) != status.pools;
+        Some(Report { write: Write::TenantStatus { at: Version::of(tenant), status }, urgent })
     });
     let underlays = snapshot.underlays.iter().filter_map(|underlay| {
         let planned = plan.underlay_status.get(&underlay.name_any())?;
@@ -28,7 +38,8 @@ pub fn reports(plan: &Plan, snapshot: &Snapshot, now: Timestamp, awaiting: bool)
             keep_underlay_counts(&mut planned, standing);
         }
         let status = Box::new(underlay_status(&planned, underlay.status.as_ref(), now)?);
-        Some(Write::UnderlayStatus { at: Version::of(underlay), status })
+        let write = Write::UnderlayStatus { at: Version::of(underlay), status };
+        Some(Report { write, urgent: false })
     });
     tenants.chain(underlays).collect()
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use calico_vni_crds::{
     Tenant,
-    calico::{BgpFilterSpec, BgpPeerSpec, CalicoApi, IpPoolSpec},
+    calico::{BgpFilterSpec, BgpPeerSpec, BlockAffinitySpec, CalicoApi, IpPoolSpec},
     keys,
 };
 use k8s_openapi::api::core::v1::Node;
@@ -115,9 +115,15 @@ async fn a_restart_changes_nothing(
 
     bad_objects_stop_themselves_alone(stage, &n1).await;
 
-    // Away with the annotation, and all is gone; the filter after the peer, the Tenant last.
-    let before = stage.quiet(Duration::from_secs(1)).await.len();
+    // Away with the annotation: live pods keep their VRF.
     stage.annotate("red", keys::VNI, None).await;
+    stage.tenant_when("vni-1001", "to say that its pool leaves", is_leaving).await;
+    stage.quiet(Duration::from_secs(1)).await;
+    stage.labelled("n1", &["blue", "vni-1001"]).await;
+
+    // With the last block all is gone; the filter after the peer, the Tenant last.
+    let before = stage.quiet(Duration::from_secs(1)).await.len();
+    stage.delete(&stage.calico::<BlockAffinitySpec>(), "n1-10-200-0-0-26").await;
     eventually("Tenant vni-1001 to be gone", async || {
         match stage.of::<Tenant>().get_opt("vni-1001").await.unwrap() {
             None => Ok(()),
@@ -152,6 +158,7 @@ async fn a_restart_changes_nothing(
 
     // And here again, with the same number.
     stage.annotate("red", keys::VNI, Some("1001")).await;
+    stage.block("n1", "10.200.0.0/26").await;
     let tenant = stage
         .tenant_when("vni-1001", "to be programmed again", |t| condition(t, "Programmed") == "True")
         .await;
@@ -384,6 +391,11 @@ fn allocated(tenant: &Tenant) -> Option<(u32, u32)> {
 fn condition<'a>(tenant: &'a Tenant, kind: &str) -> &'a str {
     let conditions = tenant.status.iter().flat_map(|s| &s.conditions);
     conditions.into_iter().find(|c| c.type_ == kind).map_or("", |c| c.status.as_str())
+}
+
+fn is_leaving(tenant: &Tenant) -> bool {
+    let pools = tenant.status.iter().flat_map(|s| &s.pools);
+    pools.into_iter().any(|pool| pool.reason.as_deref() == Some("Leaving"))
 }
 
 /// Of all Tenants, and of the Underlay for pools that are nobody's.

@@ -5,8 +5,10 @@
 //! - [`diff`]: which writes are missing. Pure.
 //! - [`ledger`]: allocations that were written and not yet seen; [`echo`]: the same of any write.
 //! - [`retry`]: when to try again what failed; [`fight`]: what somebody else undoes.
+//! - [`settle`]: which statuses wait because they are about to change again.
 //!
-//! A write that fails rests by itself; all others go on.
+//! A write that fails rests by itself; all others go on. Where there is much to write a pass does a part of each kind
+//! and the rest is planned afresh, so that what is urgent never waits for a thousand writes that are not.
 
 use std::collections::BTreeSet;
 
@@ -27,6 +29,7 @@ use self::{
     fight::Fights,
     ledger::Ledger,
     retry::Retries,
+    settle::Settling,
     write::{Cluster, Key, Write, WriteError},
 };
 use crate::{observe::Observed, status};
@@ -37,10 +40,13 @@ pub mod echo;
 pub mod fight;
 pub mod ledger;
 pub mod retry;
+pub mod settle;
 pub mod write;
 
 /// Writes under way at a time.
 const CONCURRENT: usize = 16;
+/// Writes of one stage in one pass.
+const AT_ONCE: usize = 256;
 /// Failed attempts at a filter that stands, before its peer goes.
 const ATTEMPTS: u32 = 3;
 
@@ -52,6 +58,7 @@ pub struct Applier<C> {
     settled: Settled,
     echoes: Echoes,
     fights: Fights,
+    settling: Settling,
     /// When what rests or waits for its echo is to be looked at again.
     due: Option<Instant>,
 }
@@ -62,13 +69,22 @@ pub struct Pass<'a> {
     observed: &'a Observed,
     wanted: BTreeSet<Key>,
     failed: BTreeSet<Key>,
+    /// Left to the next pass.
+    deferred: BTreeSet<Key>,
     notices: BTreeSet<Notice>,
 }
 
 impl<'a> Pass<'a> {
     /// A new one.
     pub fn new(plan: &'a Plan, observed: &'a Observed) -> Self {
-        Self { plan, observed, wanted: BTreeSet::new(), failed: BTreeSet::new(), notices: BTreeSet::new() }
+        Self {
+            plan,
+            observed,
+            wanted: BTreeSet::new(),
+            failed: BTreeSet::new(),
+            deferred: BTreeSet::new(),
+            notices: BTreeSet::new(),
+        }
     }
 }
 
@@ -82,6 +98,7 @@ impl<C: Cluster> Applier<C> {
             settled: Settled::new(),
             echoes: Echoes::default(),
             fights: Fights::default(),
+            settling: Settling::default(),
             due: None,
         }
     }
@@ -104,7 +121,7 @@ impl<C: Cluster> Applier<C> {
     pub async fn prepare(&mut self, pass: &mut Pass<'_>) {
         self.due = None;
         let now = Instant::now();
-        self.echoes.expire(now);
+        self.echoes.observed(now);
         self.fights.expire(now);
         self.stage(pass, diff::new_tenants(pass.plan, pass.observed)).await;
         self.stage(pass, diff::holds(pass.plan, pass.observed)).await;
@@ -144,7 +161,9 @@ impl<C: Cluster> Applier<C> {
         self.stage(&mut pass, diff::surplus_filters(plan, observed)).await;
         self.stage(&mut pass, diff::releases(plan, observed)).await;
         self.stage(&mut pass, diff::surplus_tenants(plan, observed)).await;
-        self.stage(&mut pass, status::reports(plan, &observed.snapshot, now, awaiting)).await;
+        let reports = status::reports(plan, &observed.snapshot, now, awaiting);
+        let statuses = self.settling.due(reports, Instant::now());
+        self.stage(&mut pass, statuses).await;
 
         self.retries.keep(|key| pass.wanted.contains(key));
         self.settled.retain(|(kind, name), _| match *kind {
@@ -161,7 +180,7 @@ impl<C: Cluster> Applier<C> {
         let lost: BTreeSet<String> = unready
             .iter()
             .filter(|name| {
-                absent.contains(*name)
+                absent.contains(*name) && !pass.deferred.contains(&key(name))
                     || self.retries.attempts(&key(name)) > ATTEMPTS
                     || self.fights.undone(&key(name)).is_some()
             })
@@ -186,7 +205,7 @@ impl<C: Cluster> Applier<C> {
 
     /// When something that failed, rests or was not seen yet is to be looked at again.
     pub fn next_due(&self) -> Option<Instant> {
-        self.retries.next_due().into_iter().chain(self.due).min()
+        [self.retries.next_due(), self.settling.next_due(), self.due].into_iter().flatten().min()
     }
 
     /// Writes them; the names of those that do not stand now.
@@ -194,8 +213,8 @@ impl<C: Cluster> Applier<C> {
         let names: Vec<Key> = puts.writes.iter().map(Write::key).collect();
         self.stage(pass, puts.writes).await;
         pass.notices.extend(puts.notices);
-        let failed = names.into_iter().filter(|key| pass.failed.contains(key)).map(|key| key.name);
-        failed.chain(puts.blocked).collect()
+        let open = names.into_iter().filter(|key| pass.failed.contains(key) || pass.deferred.contains(key));
+        open.map(|key| key.name).chain(puts.blocked).collect()
     }
 
     /// Carries out writes that do not depend on each other.
@@ -204,7 +223,7 @@ impl<C: Cluster> Applier<C> {
         let mut due = Vec::new();
         for write in writes {
             let key = write.key();
-            if let Some(until) = self.echoes.awaited(&write, now) {
+            if let Some(until) = self.echoes.awaited(&write) {
                 self.due = Some(self.due.map_or(until, |due| due.min(until)));
                 pass.wanted.insert(key);
                 continue;
@@ -221,6 +240,10 @@ impl<C: Cluster> Applier<C> {
                 due.push(write);
             }
             pass.wanted.insert(key);
+        }
+        if due.len() > AT_ONCE {
+            pass.deferred.extend(due.drain(AT_ONCE..).map(|write| write.key()));
+            self.due = Some(now);
         }
         let cluster = &self.cluster;
         let mut results = stream::iter(due)

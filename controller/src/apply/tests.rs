@@ -9,6 +9,7 @@ use calico_vni_crds::{
     Tenant, TenantSpec, TenantStatus,
     calico::{BgpFilter, BgpFilterSpec, BgpPeer, BgpPeerSpec, CalicoApi},
     keys,
+    tenant::PoolStatus,
 };
 use calico_vni_planner::{
     Snapshot,
@@ -493,4 +494,52 @@ async fn a_new_number_is_known_before_it_is_seen() {
         assert_eq!((status.vni, status.link_index), (Some(1001), Some(2)));
         assert_eq!(stale.snapshot.nodes[0].annotations()[keys::ROUTER_INDEX], "4");
     }
+}
+
+#[tokio::test]
+async fn much_to_write_is_done_in_parts_and_nobody_is_cut_off_by_that() {
+    let names: Vec<String> = (0..AT_ONCE + 50).map(|i| format!("t{i}")).collect();
+    let plan = planned(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    // Somebody has deleted all filters: peers stand, and go only where a filter cannot be made.
+    let mut observed = standing(&plan);
+    observed.filters.clear();
+    let fake = Fake::default();
+    let mut applier = Applier::new(fake.clone());
+    let puts = |asked: &[String]| asked.iter().filter(|what| what.starts_with("put BGPFilter")).count();
+    carry_out(&mut applier, &plan, &observed).await;
+    let first = fake.take();
+    assert_eq!((first.len(), puts(&first)), (AT_ONCE, AT_ONCE), "filters and nothing else");
+    assert!(applier.next_due().is_some_and(|due| due <= Instant::now()), "the rest follows at once");
+    carry_out(&mut applier, &plan, &observed).await;
+    let second = fake.take();
+    assert_eq!((second.len(), puts(&second)), (50, 50));
+
+    // A peer that is new waits for a filter that is left to the next pass.
+    let mut applier = Applier::new(fake.clone());
+    carry_out(&mut applier, &plan, &empty()).await;
+    let asked = fake.take();
+    let filters: BTreeSet<&str> =
+        asked.iter().filter_map(|what| what.strip_prefix("put BGPFilter ")).collect();
+    let peers: BTreeSet<&str> = asked.iter().filter_map(|what| what.strip_prefix("put BGPPeer ")).collect();
+    assert_eq!((filters.len(), peers), (AT_ONCE, filters));
+}
+
+#[tokio::test]
+async fn what_was_written_in_a_pass_is_not_written_upon_again_in_it() {
+    let mut plan = Plan::default();
+    plan.finalizers.insert("red".into());
+    // One that is urgent.
+    let pools = vec![PoolStatus { name: "red".into(), ..PoolStatus::default() }];
+    plan.tenant_status.insert("red".into(), TenantStatus { pools, ..TenantStatus::default() });
+    let mut observed = empty();
+    observed.snapshot.tenants = vec![tenant("red")];
+    let fake = Fake::default();
+    let mut applier = Applier::new(fake.clone());
+    carry_out(&mut applier, &plan, &observed).await;
+    assert_eq!(fake.take(), ["hold Tenant red"], "the status would follow from a version that is no more");
+
+    observed.snapshot.tenants[0].metadata.finalizers = Some(vec![keys::FINALIZER.to_owned()]);
+    observed.snapshot.tenants[0].metadata.resource_version = Some("2".into());
+    carry_out(&mut applier, &plan, &observed).await;
+    assert_eq!(fake.take(), ["status Tenant red"]);
 }
