@@ -86,9 +86,9 @@ pub(super) fn render(router: &Router, digest: &str, counts: &BTreeMap<String, Co
         let pairs: Vec<String> = links.map(|(host, router)| format!("{host} . {router}")).collect();
         text.elements(&format!("set pairs{digit}"), &format!("{address} . {address}"), "", &pairs);
     }
-    let inside = |vni: &u32| {
-        [(names::router_link(*vni), "host"), (names::bridge(*vni), "fabric"), (names::vrf(*vni), "fabric")]
-    };
+    // Each packet comes by once more with the VRF as its interface, whichever of its ports it came in by: it was judged
+    // by then.
+    let inside = |vni: &u32| [(names::router_link(*vni), "host"), (names::bridge(*vni), "fabric")];
     let ways: Vec<String> = (router.links.keys().flat_map(inside))
         .map(|(name, side)| format!("\"{name}\" : goto from-{side}"))
         .collect();
