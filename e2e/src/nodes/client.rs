@@ -19,7 +19,8 @@ use tokio::{
 };
 
 use super::protocol::{
-    Answer, Command, Flow, FlowResult, Health, Numbered, Output, Probe, Probed, ProcessState, Reply, Request,
+    Answer, Command, Flow, FlowResult, Health, Landed, Numbered, Output, Probe, Probed, ProcessState, Reply,
+    Request, Shot,
 };
 
 /// Longest wait for a reply that is not bound to a program's own time.
@@ -188,6 +189,14 @@ impl Nodes {
     pub async fn probe(&self, probes: Vec<Probe>) -> Result<Vec<Probed>> {
         match self.ask(Request::Probe { probes }, LIMIT).await? {
             Reply::Probed(results) => Ok(results),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Sends packets that are made by hand; the results are in the same order.
+    pub async fn shoot(&self, shots: Vec<Shot>) -> Result<Vec<Landed>> {
+        match self.ask(Request::Shoot { shots }, LIMIT).await? {
+            Reply::Landed(landed) => Ok(landed),
             other => unexpected(&other),
         }
     }

@@ -14,6 +14,7 @@ pub mod probe;
 pub mod process;
 pub mod protocol;
 pub mod server;
+pub mod shot;
 pub mod steady;
 
 /// Where the node side keeps its files, on a file system that holds Unix sockets.

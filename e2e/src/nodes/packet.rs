@@ -149,7 +149,7 @@ pub fn build(packet: &Packet) -> Vec<u8> {
 }
 
 /// The Internet checksum (RFC 1071) of an even number of octets.
-fn checksum(octets: &[u8]) -> u16 {
+pub(super) fn checksum(octets: &[u8]) -> u16 {
     let words = octets.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
     let mut sum: u32 = words.sum();
     while sum > 0xffff {

@@ -95,6 +95,11 @@ pub enum Request {
         /// What to try.
         probes: Vec<Probe>,
     },
+    /// Sends packets that are made by hand, all in their order.
+    Shoot {
+        /// The packets.
+        shots: Vec<Shot>,
+    },
     /// Starts to send requests, round after round, until they are stopped.
     Steady {
         /// Name for [`Request::SteadyResults`].
@@ -170,6 +175,8 @@ pub enum Reply {
     Texts(Vec<String>),
     /// In the order of the request.
     Probed(Vec<Probed>),
+    /// In the order of the shots.
+    Landed(Vec<Landed>),
     /// In the order of the flows.
     Flows(Vec<FlowResult>),
     /// State by process name.
@@ -267,6 +274,51 @@ impl Probed {
     pub fn answered(&self) -> bool {
         self.answered_us.is_some()
     }
+}
+
+/// Requests from an address that need not be the sender's, sent once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shot {
+    /// From where.
+    pub netns: String,
+    /// Inside of which tunnel; absent: as they are.
+    pub tunnel: Option<Tunnel>,
+    /// Source address, written into the packets as it is.
+    pub source: IpAddr,
+    /// Target address, of the same family.
+    pub target: IpAddr,
+    /// TCP port, for SYNs; absent: ICMP echo requests.
+    pub port: Option<u16>,
+    /// How many.
+    pub count: u16,
+    /// Namespace in which those that arrive are counted.
+    pub count_in: String,
+    /// Whether they have to arrive, and so are waited for.
+    pub reach: bool,
+}
+
+/// A VXLAN tunnel that is made by hand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// Outer source; the sender's namespace has to have it.
+    pub from: IpAddr,
+    /// Outer target, the receiver's tunnel end point.
+    pub to: IpAddr,
+    /// VNI, 24 bits.
+    pub vni: u32,
+    /// Hardware address inside: the receiver's router MAC.
+    pub router_mac: [u8; 6],
+}
+
+/// What came of a [`Shot`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Landed {
+    /// Packets that went out.
+    pub sent: u64,
+    /// Packets that came in where they are counted.
+    pub arrived: u64,
+    /// The last refusal of the sender's own kernel.
+    pub error: String,
 }
 
 /// Requests of one kind from one place to another, round after round.

@@ -25,6 +25,7 @@ use super::{
     netns, probe,
     process::{self, Processes},
     protocol::{Answer, Command, Numbered, Reply, Request},
+    shot,
     steady::Steadies,
 };
 
@@ -154,6 +155,7 @@ impl Server {
                 done(netns::within(netns.as_deref(), write).await)
             }
             Request::Probe { probes } => Ok(Reply::Probed(probe::probe(probes).await?)),
+            Request::Shoot { shots } => Ok(Reply::Landed(shot::shoot(shots).await?)),
             Request::Steady { name, interval_ms, flows } => {
                 done(self.steadies.start(&name, Duration::from_millis(interval_ms), flows).await)
             }

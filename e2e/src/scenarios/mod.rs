@@ -12,8 +12,10 @@ pub mod cleanup;
 pub mod controller_gone;
 pub mod demo;
 pub mod drift;
+pub mod many_vrfs;
 pub mod matrix;
 pub mod second_tenant;
+pub mod spoofing;
 pub mod transitions;
 pub mod withdraw;
 
@@ -30,7 +32,7 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which they can be played: the others stand on what the first one makes.
-pub const ALL: [Scenario; 9] = [
+pub const ALL: [Scenario; 11] = [
     Scenario {
         name: "demo",
         shows: "an annotated pool and a Tenant become VRFs; tenants reach their own and nobody else",
@@ -52,6 +54,11 @@ pub const ALL: [Scenario; 9] = [
         play: |world| Box::pin(matrix::play(world)),
     },
     Scenario {
+        name: "spoofing",
+        shows: "nobody passes for a tenant: not by a source address, a tunnel packet or a route",
+        play: |world| Box::pin(spoofing::play(world)),
+    },
+    Scenario {
         name: "transitions",
         shows: "forbidden stays forbidden while agents die, tenants come and rules are flushed",
         play: |world| Box::pin(transitions::play(world)),
@@ -65,6 +72,11 @@ pub const ALL: [Scenario; 9] = [
         name: "drift",
         shows: "what somebody changes by hand is put right, and what is not ours is left alone",
         play: |world| Box::pin(drift::play(world)),
+    },
+    Scenario {
+        name: "many_vrfs",
+        shows: "300 tenants on one node: each has its own table and way out, and none falls through to main",
+        play: |world| Box::pin(many_vrfs::play(world)),
     },
     Scenario {
         name: "controller_gone",
