@@ -83,7 +83,7 @@ mod tests {
         if labelled {
             node.labels_mut().insert(keys::ready_label("red"), keys::READY.to_owned());
         }
-        Snapshot { nodes: vec![node], ..Snapshot::default() }
+        Snapshot { nodes: vec![node.into()], ..Snapshot::default() }
     }
 
     fn plan(lingers: bool, label: bool) -> Plan {

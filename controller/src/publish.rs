@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use calico_vni_planner::Plan;
+use calico_vni_planner::{Plan, plan::NodePlan};
 use calico_vni_proto::{
     codec::{Codec, Digest},
-    model::{Guard, NodeConfig},
+    model::Guard,
 };
 
 use crate::agents::{Agents, Offer, Offered};
@@ -14,7 +14,7 @@ use crate::agents::{Agents, Offer, Offered};
 #[derive(Default)]
 pub struct Publisher {
     guard: Option<(Guard, Offered)>,
-    nodes: BTreeMap<String, (NodeConfig, Offered)>,
+    nodes: BTreeMap<String, (NodePlan, Offered)>,
 }
 
 impl Publisher {
@@ -29,7 +29,7 @@ impl Publisher {
         for (node, config) in &plan.nodes {
             let entry = match self.nodes.remove(node) {
                 Some(entry) if entry.0 == *config => entry,
-                _ => (config.clone(), encode(config)),
+                _ => (config.clone(), encode(&config.config())),
             };
             let asn = config.underlay.as_ref().map(|underlay| underlay.asn);
             offers.insert(node.clone(), Offer { guard: guard.1.clone(), config: entry.1.clone(), asn });

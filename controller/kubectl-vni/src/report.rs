@@ -13,10 +13,10 @@ use calico_vni_crds::{
 };
 use calico_vni_planner::{
     Plan, Snapshot,
-    plan::{About, Notice},
+    plan::{About, NodePlan, Notice},
     reason,
 };
-use calico_vni_proto::model::{Endpoint, NodeConfig, Protocol};
+use calico_vni_proto::model::{Endpoint, Protocol};
 
 /// The plan at rest, marked with what is not yet as in the snapshot.
 pub fn text(now: &Snapshot, rest: &Snapshot, plan: &Plan) -> String {
@@ -191,7 +191,7 @@ fn tenant(
     }
 }
 
-fn node(config: Option<&NodeConfig>) -> String {
+fn node(config: Option<&NodePlan>) -> String {
     let Some(config) = config else {
         return "stays as it is, for no accepted Underlay alone selects it with room left".into();
     };

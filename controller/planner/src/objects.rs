@@ -1,6 +1,6 @@
 //! A snapshot from Kubernetes objects as they stand in manifests or come from an API server.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use calico_vni_crds::calico::CalicoApi;
 use serde::de::DeserializeOwned;
@@ -72,12 +72,12 @@ impl Snapshot {
         match (group, kind) {
             ("calico-vni.io", "Tenant") => self.tenants.push(read(kind, name, object)?),
             ("calico-vni.io", "Underlay") => self.underlays.push(read(kind, name, object)?),
-            ("v1", "Node") => self.nodes.push(read(kind, name, object)?),
+            ("v1", "Node") => self.nodes.push(Arc::new(read(kind, name, object)?)),
             ("v1", "Namespace") => self.namespaces.push(read(kind, name, object)?),
             ("discovery.k8s.io", "EndpointSlice") => self.endpoint_slices.push(read(kind, name, object)?),
             ("projectcalico.org" | "crd.projectcalico.org", kind) => match kind {
                 "IPPool" => self.pools.push(read(kind, name, object)?),
-                "BlockAffinity" => self.blocks.push(read(kind, name, object)?),
+                "BlockAffinity" => self.blocks.push(Arc::new(read(kind, name, object)?)),
                 "BGPConfiguration" => self.bgp_configurations.push(read(kind, name, object)?),
                 "IPAMConfig" | "IPAMConfiguration" => self.ipam_configs.push(read(kind, name, object)?),
                 "FelixConfiguration" => self.felix_configurations.push(read(kind, name, object)?),

@@ -3,14 +3,17 @@
 //! A plan is the whole of what is wanted, not a difference: whoever carries it out compares it with what stands. The
 //! one exception is what has to be in the cluster before it may be used, [`Plan::allocations`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use calico_vni_crds::{
     Tenant, TenantStatus, UnderlayStatus,
     calico::{BgpFilter, BgpPeer},
 };
-use calico_vni_proto::model::{Guard, NodeConfig};
-use serde::Serialize;
+use calico_vni_proto::model::{Guard, NodeConfig, Tenant as ModelTenant, Underlay};
+use serde::{Serialize, Serializer};
 
 /// What the cluster should hold. Keys are object names.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -39,7 +42,7 @@ pub struct Plan {
     /// What each node carries. A node without an entry is left as it is: several Underlays select it, or only ones that
     /// are not accepted; its router index is not kept yet; or no Underlay selects it and it still has a ready label.
     /// Taking everything off a node is said explicitly, by an entry without underlay.
-    pub nodes: BTreeMap<String, NodeConfig>,
+    pub nodes: BTreeMap<String, NodePlan>,
     /// The same for every node.
     pub guard: Guard,
     /// Annotations of Namespaces: those to hold with their values, and `None` for those to take away. A Namespace
@@ -55,6 +58,35 @@ pub struct Plan {
     pub underlay_status: BTreeMap<String, UnderlayStatus>,
     /// What an operator has to be told, on the object that it is about.
     pub notices: BTreeSet<Notice>,
+}
+
+/// What one node carries: a [`NodeConfig`] that shares its tenants with other nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodePlan {
+    /// Kubernetes node name.
+    pub node: String,
+    /// Absent: nothing of ours is wanted on the node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub underlay: Option<Underlay>,
+    /// Ordered by VNI. Empty when there is no underlay.
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "each")]
+    pub tenants: Vec<Arc<ModelTenant>>,
+}
+
+impl NodePlan {
+    /// As the node's agent gets it.
+    pub fn config(&self) -> NodeConfig {
+        NodeConfig {
+            node: self.node.clone(),
+            underlay: self.underlay.clone(),
+            tenants: self.tenants.iter().map(|tenant| ModelTenant::clone(tenant)).collect(),
+        }
+    }
+}
+
+fn each<S: Serializer>(tenants: &[Arc<ModelTenant>], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(tenants.iter().map(Arc::as_ref))
 }
 
 /// Allocations that are not in the cluster yet.

@@ -1,7 +1,7 @@
 //! A plan carried out on paper: what the cluster will be like when the controller has done what the plan says and the
 //! connected routers have obeyed. Tests follow a plan to its end by it, and the command line shows that end.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use calico_vni_crds::keys;
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
@@ -51,6 +51,7 @@ pub fn carry_out(snapshot: &Snapshot, plan: &Plan) -> Snapshot {
         }
     }
     for node in &mut next.nodes {
+        let node = Arc::make_mut(node);
         let name = node.metadata.name.clone().unwrap_or_default();
         if let Some(index) = plan.allocations.nodes.get(&name) {
             node.metadata

@@ -1,6 +1,9 @@
 //! What was observed of the cluster: the input of planning.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use calico_vni_crds::{
     Tenant, Underlay,
@@ -15,7 +18,8 @@ use k8s_openapi::api::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Everything that a plan depends on. Lists may be in any order.
+/// Everything that a plan depends on. Lists may be in any order. Of what a large cluster has most, the objects are shared
+/// with whoever observed them: no plan copies them.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Group in which Calico's kinds are served, and in which the plan's objects are written.
@@ -27,9 +31,9 @@ pub struct Snapshot {
     /// All IPPools, of tenants or not.
     pub pools: Vec<IpPool>,
     /// All BlockAffinities.
-    pub blocks: Vec<BlockAffinity>,
+    pub blocks: Vec<Arc<BlockAffinity>>,
     /// Nodes; labels, annotations and name are used.
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<Arc<Node>>,
     /// Calico's BGP settings; the one named `default` counts.
     pub bgp_configurations: Vec<BgpConfiguration>,
     /// Calico's IPAM settings; the one named `default` counts.

@@ -13,9 +13,10 @@ use calico_vni_crds::{
 };
 use calico_vni_planner::{
     Plan, Snapshot, plan,
+    plan::NodePlan,
     simulate::{carry_out, settle},
 };
-use calico_vni_proto::{model::NodeConfig, names};
+use calico_vni_proto::names;
 use ipnet::IpNet;
 use proptest::prelude::*;
 use serde_json::Value;
@@ -34,7 +35,7 @@ fn injective<K: Ord + std::fmt::Debug, V: Eq + std::fmt::Debug>(
 }
 
 fn tenants(plan: &Plan) -> impl Iterator<Item = &calico_vni_proto::model::Tenant> {
-    plan.nodes.values().flat_map(|n| &n.tenants)
+    plan.nodes.values().flat_map(|n| &n.tenants).map(AsRef::as_ref)
 }
 
 fn nothing_is_shared(plan: &Plan) {
@@ -437,7 +438,7 @@ proptest! {
             prop_assert_eq!(&after.labels, &before.labels, "{}", what);
             prop_assert_eq!(&after.namespaces, &before.namespaces, "{}", what);
             // A node of no underlay that a refused one selects is no longer cleared, but left as it is.
-            let cleared = |node: &&NodeConfig| node.underlay.is_none() && what.contains("underlay");
+            let cleared = |node: &&NodePlan| node.underlay.is_none() && what.contains("underlay");
             let kept = |plan: &Plan| plan.nodes.values().filter(|n| !cleared(n)).cloned().collect::<Vec<_>>();
             prop_assert_eq!(kept(&after), kept(&before), "{}", what);
             prop_assert!(!after.notices.is_subset(&before.notices), "{} is not told", what);

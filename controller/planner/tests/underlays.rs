@@ -2,6 +2,8 @@
 
 mod world;
 
+use std::sync::Arc;
+
 use calico_vni_planner::{
     Plan, Snapshot, plan, reason,
     simulate::{carry_out, settle},
@@ -138,7 +140,7 @@ fn a_node_that_moves_to_a_rack_of_another_asn_is_relabelled_in_order() {
     let (mut rest, _) = racks(65000, 65001);
     let rack = |snapshot: &mut Snapshot, rack: &str| {
         let node = snapshot.nodes.iter_mut().find(|n| n.metadata.name.as_deref() == Some("n1")).unwrap();
-        node.metadata.labels.as_mut().unwrap().insert("rack".into(), rack.into());
+        Arc::make_mut(node).metadata.labels.as_mut().unwrap().insert("rack".into(), rack.into());
     };
     rack(&mut rest, "b");
     let first = plan(&rest);
@@ -168,7 +170,7 @@ fn a_node_of_two_underlays_keeps_what_it_has() {
 fn the_index_of_a_node_that_moved_is_not_given_away_at_once() {
     let (mut rest, _) = racks(65000, 65000);
     let moved = rest.nodes.iter_mut().find(|n| n.metadata.name.as_deref() == Some("n1")).unwrap();
-    moved.metadata.labels.as_mut().unwrap().insert("rack".into(), "b".into());
+    Arc::make_mut(moved).metadata.labels.as_mut().unwrap().insert("rack".into(), "b".into());
     rest.nodes.extend(Snapshot::from_objects([node("n3", "a")]).unwrap().nodes);
     let given = plan(&rest).allocations.nodes;
     assert!(given.get("n3").is_some_and(|index| *index > 1), "{given:?}");

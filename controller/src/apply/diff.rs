@@ -54,7 +54,7 @@ pub fn allocations(plan: &Plan, observed: &Observed) -> Vec<Write> {
     let nodes = observed.snapshot.nodes.iter().filter_map(|node| {
         let index = *plan.allocations.nodes.get(&node.name_any())?;
         let before = node.annotations().get(keys::ROUTER_INDEX).cloned();
-        Some(Write::AllocateNode { at: Identity::of(node), index, before })
+        Some(Write::AllocateNode { at: Identity::of(node.as_ref()), index, before })
     });
     tenants.chain(nodes).collect()
 }
@@ -94,7 +94,7 @@ pub fn labels(plan: &Plan, observed: &Observed) -> Vec<Write> {
         }
         (!labels.is_empty()).then(|| Write::LabelNode { at: Identity::of(node), labels })
     };
-    observed.snapshot.nodes.iter().filter_map(of_node).collect()
+    observed.snapshot.nodes.iter().filter_map(|node| of_node(node)).collect()
 }
 
 /// Annotations of Namespaces: those that are missing, wrong, or to be taken away. One that is being deleted gets no

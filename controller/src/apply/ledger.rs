@@ -4,7 +4,7 @@
 //! written is filled into each snapshot until it is seen there; and while it is unclear whether an allocation was
 //! written, no other is made.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use calico_vni_crds::keys;
 use calico_vni_planner::{Snapshot, plan::TenantAllocation};
@@ -43,7 +43,8 @@ impl Ledger {
             let uid = node.uid().unwrap_or_default();
             let Some((before, index)) = self.nodes.remove(&uid) else { continue };
             if node.annotations().get(keys::ROUTER_INDEX) == before.as_ref() {
-                node.annotations_mut().insert(keys::ROUTER_INDEX.to_owned(), index.to_string());
+                let annotations = Arc::make_mut(node).annotations_mut();
+                annotations.insert(keys::ROUTER_INDEX.to_owned(), index.to_string());
                 nodes.insert(uid, (before, index));
             }
         }

@@ -10,7 +10,7 @@
 //! A write that fails rests by itself; all others go on. Where there is much to write a pass does a part of each kind
 //! and the rest is planned afresh, so that what is urgent never waits for a thousand writes that are not.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use calico_vni_crds::keys;
 use calico_vni_planner::{
@@ -285,8 +285,12 @@ fn owner_of(object: &impl ResourceExt) -> Option<String> {
 
 /// Somebody undoes this write again and again: what is told of it, and on what.
 fn contended(write: &Write, observed: &Observed, undone: u32) -> Option<Notice> {
-    fn meta<K: ResourceExt>(objects: &[K], name: &str) -> Option<ObjectMeta> {
-        objects.iter().find(|object| object.name_any() == name).map(|object| object.meta().clone())
+    fn meta<'a, K: ResourceExt + 'a>(
+        objects: impl IntoIterator<Item = &'a K>,
+        name: &str,
+    ) -> Option<ObjectMeta> {
+        let mut objects = objects.into_iter();
+        objects.find(|object| object.name_any() == name).map(|object| object.meta().clone())
     }
     let Key { kind, name, .. } = write.key();
     let snapshot = &observed.snapshot;
@@ -301,7 +305,7 @@ fn contended(write: &Write, observed: &Observed, undone: u32) -> Option<Notice> 
         _ => match kind {
             "Tenant" => (About::Tenant(name.clone()), meta(&snapshot.tenants, &name)),
             "Underlay" => (About::Underlay(name.clone()), meta(&snapshot.underlays, &name)),
-            "Node" => (About::Node(name.clone()), meta(&snapshot.nodes, &name)),
+            "Node" => (About::Node(name.clone()), meta(snapshot.nodes.iter().map(Arc::as_ref), &name)),
             "Namespace" => (About::Namespace(name.clone()), meta(&snapshot.namespaces, &name)),
             _ => return None,
         },

@@ -168,7 +168,7 @@ async fn everything_in_its_order() {
     let mut observed = standing(&planned(&["gone"]));
     observed.snapshot.tenants = ["red", "held", "done", "vni-8"].map(tenant).into();
     observed.snapshot.tenants[2].metadata.finalizers = Some(vec![keys::FINALIZER.to_owned()]);
-    observed.snapshot.nodes = vec![node("n1")];
+    observed.snapshot.nodes = vec![Arc::new(node("n1"))];
     observed.snapshot.namespaces = vec![Namespace { metadata: meta("team"), ..Namespace::default() }];
 
     let fake = Fake::default();
@@ -191,8 +191,9 @@ async fn everything_in_its_order() {
 
     // The label follows when the Node's number was seen.
     plan.allocations.nodes.clear();
-    observed.snapshot.nodes[0].metadata.resource_version = Some("2".into());
-    observed.snapshot.nodes[0].annotations_mut().insert(keys::ROUTER_INDEX.into(), "4".into());
+    let seen = Arc::make_mut(&mut observed.snapshot.nodes[0]);
+    seen.metadata.resource_version = Some("2".into());
+    seen.annotations_mut().insert(keys::ROUTER_INDEX.into(), "4".into());
     // The filter goes when its peer is seen gone, not before.
     observed.peers.clear();
     carry_out(&mut applier, &plan, &observed).await;
@@ -300,7 +301,7 @@ fn labels_of_a_node_are_set_and_removed_in_one_write() {
             .into(),
     );
     labelled.labels_mut().insert("kubernetes.io/hostname".into(), "n1".into());
-    observed.snapshot.nodes = vec![labelled, node("unknown")];
+    observed.snapshot.nodes = [labelled, node("unknown")].map(Arc::new).into();
     let [Write::LabelNode { at, labels }] = &diff::labels(&plan, &observed)[..] else { panic!("one write") };
     assert_eq!(at.uid, "uid-n1");
     let expected = [(keys::ready_label("blue"), Some("ready".to_owned())), (keys::ready_label("gone"), None)];
@@ -315,7 +316,7 @@ async fn an_allocation_is_known_before_it_is_seen() {
     let observe = || {
         let mut observed = empty();
         observed.snapshot.tenants = vec![tenant("red")];
-        observed.snapshot.nodes = vec![node("n1")];
+        observed.snapshot.nodes = vec![Arc::new(node("n1"))];
         observed
     };
     let mut applier = Applier::new(Fake::default());
@@ -482,7 +483,7 @@ async fn a_new_number_is_known_before_it_is_seen() {
         observed.snapshot.tenants = vec![red];
         let mut n1 = node("n1");
         n1.annotations_mut().insert(keys::ROUTER_INDEX.into(), "x".into());
-        observed.snapshot.nodes = vec![n1];
+        observed.snapshot.nodes = vec![Arc::new(n1)];
         observed
     };
     let mut applier = Applier::new(Fake::default());

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -219,9 +220,13 @@ impl Standing {
 
 /// The object of that name; `None` when it is gone, and with it whoever would have read the Event.
 fn reference(about: &About, snapshot: &Snapshot) -> Option<ObjectReference> {
-    fn find<K: Resource>(objects: &[K], name: &str, types: &K::DynamicType) -> Option<ObjectReference> {
+    fn find<'a, K: Resource + 'a>(
+        objects: impl IntoIterator<Item = &'a K>,
+        name: &str,
+        types: &K::DynamicType,
+    ) -> Option<ObjectReference> {
         objects
-            .iter()
+            .into_iter()
             .find(|object| object.name_any() == *name)
             .map(|object| of_object(object.object_ref(types)))
     }
@@ -229,7 +234,7 @@ fn reference(about: &About, snapshot: &Snapshot) -> Option<ObjectReference> {
         About::Pool(name) => find(&snapshot.pools, name, &snapshot.calico_api),
         About::Tenant(name) => find(&snapshot.tenants, name, &()),
         About::Underlay(name) => find(&snapshot.underlays, name, &()),
-        About::Node(name) => find(&snapshot.nodes, name, &()),
+        About::Node(name) => find(snapshot.nodes.iter().map(Arc::as_ref), name, &()),
         About::Namespace(name) => find(&snapshot.namespaces, name, &()),
     }
 }

@@ -1,13 +1,13 @@
 //! Which node carries which tenant, and which tenants' peers it may have.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use calico_vni_crds::{
     keys,
     tenant::{Advertise, Placement as Where},
 };
 use calico_vni_proto::{
-    model::{NodeConfig, Pool as ModelPool, Tenant as ModelTenant, Underlay as ModelUnderlay},
+    model::{Pool as ModelPool, Tenant as ModelTenant, Underlay as ModelUnderlay},
     names,
 };
 use ipnet::IpNet;
@@ -15,7 +15,7 @@ use kube::core::SelectorExt;
 
 use crate::{
     Plan, Snapshot,
-    plan::TenantAllocation,
+    plan::{NodePlan, TenantAllocation},
     prefix::{Span, span},
     snapshot::Agent,
     validate::{Node, Seat, Tenant, Validated},
@@ -128,8 +128,8 @@ impl Placement {
 
     /// Labels and configurations of all nodes.
     pub(super) fn into_plan(self, valid: &Validated<'_>, plan: &mut Plan) {
-        let models: Vec<Option<ModelTenant>> = (valid.tenants.iter().zip(&valid.running))
-            .map(|(tenant, running)| tenant_model(tenant, (*running)?, valid))
+        let models: Vec<Option<Arc<ModelTenant>>> = (valid.tenants.iter().zip(&valid.running))
+            .map(|(tenant, running)| tenant_model(tenant, (*running)?, valid).map(Arc::new))
             .collect();
         for (node, on_node) in valid.nodes.iter().zip(self.nodes) {
             let names = on_node.ready.iter().map(|&t| valid.tenants[t].name.clone());
@@ -142,14 +142,14 @@ impl Placement {
             let config = match node.seat {
                 _ if on_node.changing => continue,
                 Seat::In { underlay, index: Some(index), .. } => {
-                    let mut tenants: Vec<ModelTenant> = on_node
+                    let mut tenants: Vec<Arc<ModelTenant>> = on_node
                         .desired
                         .iter()
                         .chain(&on_node.leaving)
                         .filter_map(|&t| models[t].clone())
                         .collect();
                     tenants.sort_by_key(|t| t.vni);
-                    NodeConfig {
+                    NodePlan {
                         node: node.name.to_owned(),
                         underlay: underlay_model(valid, underlay, index, node),
                         tenants,
@@ -157,7 +157,7 @@ impl Placement {
                 }
                 // Labels go first; when they are gone, so does all else.
                 Seat::Nowhere if !on_node.labelled => {
-                    NodeConfig { node: node.name.to_owned(), underlay: None, tenants: Vec::new() }
+                    NodePlan { node: node.name.to_owned(), underlay: None, tenants: Vec::new() }
                 }
                 _ => continue,
             };
