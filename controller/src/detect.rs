@@ -1,4 +1,4 @@
-//! Which group serves Calico's kinds. Reads discovery, and of two definitions whether they are there.
+//! Which group serves Calico's kinds. Reads discovery, and of a few definitions whether they are there.
 //!
 //! `projectcalico.org/v3` comes in two forms: from Calico's own API server, which keeps everything in
 //! `crd.projectcalico.org/v1`; or from definitions of its own, with a storage of its own. In the second form Calico
@@ -11,6 +11,7 @@ use calico_vni_crds::calico::{
     BgpConfigurationSpec, BgpFilterSpec, BgpPeerSpec, BlockAffinitySpec, CalicoApi, CalicoSpec,
     FelixConfigurationSpec, IpPoolSpec, IpamConfigSpec,
 };
+use k8s_openapi::{Resource, api::networking::v1::ServiceCIDR};
 use kube::{
     Api, Client,
     core::{ApiResource, DynamicObject, GroupVersionKind},
@@ -36,6 +37,8 @@ pub struct Served {
     pub ipam_config: bool,
     /// Whether the settings of Felix are served.
     pub felix_configuration: bool,
+    /// Whether Kubernetes' own prefixes of Services are served; older releases do not have that kind.
+    pub service_cidr: bool,
     /// Whether both groups are served, each by definitions of its own: Calico is about to move from the one to the other.
     pub beside: bool,
 }
@@ -95,14 +98,24 @@ enum Unserved {
 
 /// What is to be used now.
 async fn look(client: &Client) -> Result<Served, Unserved> {
-    let [v3, v1] = [plurals(client, CalicoApi::V3).await?, plurals(client, CalicoApi::CrdV1).await?];
+    let networking = plurals(client, "networking.k8s.io/v1").await?;
+    let service_cidr = networking.is_some_and(|plurals| plurals.contains(ServiceCIDR::URL_PATH_SEGMENT));
+    Ok(Served { service_cidr, ..look_for_calico(client).await? })
+}
+
+async fn look_for_calico(client: &Client) -> Result<Served, Unserved> {
+    let [v3, v1] =
+        [plurals(client, &of(CalicoApi::V3)).await?, plurals(client, &of(CalicoApi::CrdV1)).await?];
     if let (Ok(found), Ok(_)) = (judge(CalicoApi::V3, v3.as_ref()), judge(CalicoApi::CrdV1, v1.as_ref())) {
-        if !is_defined(client, CalicoApi::V3).await? {
+        if !is_defined(client, CalicoApi::V3, IpPoolSpec::plural(CalicoApi::V3)).await? {
             return Ok(found);
         }
-        // Both stand by themselves. Objects of a group whose definitions are being deleted vanish any moment.
-        if !is_defined(client, CalicoApi::CrdV1).await? {
-            return Ok(found);
+        // Both stand by themselves. The old one's definitions are deleted one by one, and the objects of each vanish
+        // with it: the first that goes is the end of all.
+        for plural in needed(CalicoApi::CrdV1) {
+            if !is_defined(client, CalicoApi::CrdV1, plural).await? {
+                return Ok(found);
+            }
         }
         return judge(CalicoApi::CrdV1, v1.as_ref())
             .map(|served| Served { beside: true, ..served })
@@ -114,18 +127,22 @@ async fn look(client: &Client) -> Result<Served, Unserved> {
 }
 
 /// The names of a group's resources; `None` where it is not served.
-async fn plurals(client: &Client, api: CalicoApi) -> Result<Option<BTreeSet<String>>, Unserved> {
-    let group_version = format!("{}/{}", api.group(), api.version());
-    match client.list_api_group_resources(&group_version).await {
+async fn plurals(client: &Client, group_version: &str) -> Result<Option<BTreeSet<String>>, Unserved> {
+    match client.list_api_group_resources(group_version).await {
         Ok(list) => Ok(Some(list.resources.into_iter().map(|r| r.name).collect())),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
-        Err(error) => Err(Unserved::Unknown(group_version, with_causes(&error))),
+        Err(error) => Err(Unserved::Unknown(group_version.to_owned(), with_causes(&error))),
     }
 }
 
-/// Whether the group's IPPools are served by a CustomResourceDefinition that is there to stay.
-async fn is_defined(client: &Client, api: CalicoApi) -> Result<bool, Unserved> {
-    let name = format!("{}.{}", IpPoolSpec::plural(api), api.group());
+/// Group and version of Calico's kinds.
+fn of(api: CalicoApi) -> String {
+    format!("{}/{}", api.group(), api.version())
+}
+
+/// Whether a resource of the group is served by a CustomResourceDefinition that is there to stay.
+async fn is_defined(client: &Client, api: CalicoApi, plural: &str) -> Result<bool, Unserved> {
+    let name = format!("{plural}.{}", api.group());
     let kind = GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
     let definitions: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
     match definitions.get_metadata_opt(&name).await {
@@ -134,18 +151,22 @@ async fn is_defined(client: &Client, api: CalicoApi) -> Result<bool, Unserved> {
     }
 }
 
-/// What a group serves, or what it lacks of what is needed.
-fn judge(api: CalicoApi, plurals: Option<&BTreeSet<String>>) -> Result<Served, String> {
-    let group_version = format!("{}/{}", api.group(), api.version());
-    let Some(plurals) = plurals else { return Err(format!("{group_version} is not served")) };
-    let needed = [
+/// The resources without which nothing can be planned.
+fn needed(api: CalicoApi) -> [&'static str; 5] {
+    [
         IpPoolSpec::plural(api),
         BgpPeerSpec::plural(api),
         BgpFilterSpec::plural(api),
         BlockAffinitySpec::plural(api),
         BgpConfigurationSpec::plural(api),
-    ];
-    let missing: Vec<_> = needed.into_iter().filter(|plural| !plurals.contains(*plural)).collect();
+    ]
+}
+
+/// What a group serves, or what it lacks of what is needed.
+fn judge(api: CalicoApi, plurals: Option<&BTreeSet<String>>) -> Result<Served, String> {
+    let group_version = of(api);
+    let Some(plurals) = plurals else { return Err(format!("{group_version} is not served")) };
+    let missing: Vec<_> = needed(api).into_iter().filter(|plural| !plurals.contains(*plural)).collect();
     if !missing.is_empty() {
         return Err(format!("{group_version} lacks {}", missing.join(", ")));
     }
@@ -153,6 +174,7 @@ fn judge(api: CalicoApi, plurals: Option<&BTreeSet<String>>) -> Result<Served, S
         api,
         ipam_config: plurals.contains(IpamConfigSpec::plural(api)),
         felix_configuration: plurals.contains(FelixConfigurationSpec::plural(api)),
+        service_cidr: false,
         beside: false,
     })
 }
@@ -165,8 +187,13 @@ mod tests {
     fn a_group_counts_when_it_serves_all_that_is_needed() {
         let all = ["ippools", "bgppeers", "bgpfilters", "blockaffinities", "bgpconfigurations"];
         let plurals: BTreeSet<String> = all.iter().map(ToString::to_string).collect();
-        let bare =
-            Served { api: CalicoApi::V3, ipam_config: false, felix_configuration: false, beside: false };
+        let bare = Served {
+            api: CalicoApi::V3,
+            ipam_config: false,
+            felix_configuration: false,
+            service_cidr: false,
+            beside: false,
+        };
         assert_eq!(judge(CalicoApi::V3, Some(&plurals)), Ok(bare));
         let mut more = plurals.clone();
         more.extend(["ipamconfigs", "felixconfigurations"].map(str::to_owned));

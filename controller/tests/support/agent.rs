@@ -49,7 +49,7 @@ pub struct FakeAgent {
 }
 
 impl FakeAgent {
-    /// Dials, and dials again until it is let in. With `api` it checks that every number it gets is kept there.
+    /// Dials once. With `api` it checks that every number it gets is kept there.
     pub fn start(
         node: &str,
         address: SocketAddr,
@@ -92,8 +92,6 @@ async fn run(
     api: Option<Client>,
 ) {
     let (say, said) = mpsc::channel(8);
-    let channel = Endpoint::try_from(format!("http://{address}")).unwrap().connect().await.unwrap();
-    let mut client = RouterClient::new(channel);
     let digests = held.lock().unwrap().clone();
     let hello = from_agent::Message::Hello(wire::Hello {
         node,
@@ -108,21 +106,32 @@ async fn run(
     if digests.config_digest.is_some() {
         say.send(applied(&held)).await.unwrap();
     }
-    let mut stream = client.sync(ReceiverStream::new(said)).await.unwrap().into_inner();
+    let endpoint = Endpoint::try_from(format!("http://{address}")).unwrap();
+    let dialled = async {
+        let mut client = RouterClient::new(endpoint.connect().await.ok()?);
+        let stream = client.sync(ReceiverStream::new(said)).await.ok()?.into_inner();
+        Some((client, stream))
+    };
+    let Some((_client, mut stream)) = dialled.await else { return silence().await };
     loop {
         tokio::select! {
             message = stream.message() => {
-                let Some(message) = message.unwrap() else { std::future::pending().await };
+                let Ok(Some(message)) = message else { return silence().await };
                 take(&held, message);
                 check_allocations(&held, api.as_ref()).await;
             }
             changed = acknowledges.changed() => if changed.is_err() { return },
         }
         let ready = held.lock().unwrap().config.is_some();
-        if ready && *acknowledges.borrow() {
-            say.send(applied(&held)).await.unwrap();
+        if ready && *acknowledges.borrow() && say.send(applied(&held)).await.is_err() {
+            return silence().await;
         }
     }
+}
+
+/// The controller is gone, which is no failure of the agent's: it holds what it holds, as one that dials in vain.
+async fn silence() {
+    std::future::pending().await
 }
 
 fn take(held: &Mutex<Held>, message: FromController) {

@@ -9,7 +9,7 @@ use std::{fmt::Debug, time::Duration};
 use tokio::time::Instant;
 
 /// How long a state is waited for; the machine may be busy.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(50);
 
 /// Waits until `look` sees what is wanted; says what was awaited and what was seen last.

@@ -7,6 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use jiff::Timestamp;
 use k8s_openapi::api::{core::v1::Namespace, rbac::v1::ClusterRoleBinding};
 use kube::{
     Api, Client, Config, ResourceExt,
@@ -21,18 +22,25 @@ use tempfile::TempDir;
 use super::eventually;
 
 /// The user that `deploy/rbac.yaml` is about.
-pub const CONTROLLER: &str = "system:serviceaccount:calico-vni:calico-vni-controller";
+const CONTROLLER: &str = "system:serviceaccount:calico-vni:calico-vni-controller";
 
-/// Writes are logged by user, when they are done.
+/// What that user asks for is logged when it is answered; a watch when its answer begins, since it has no end.
 const AUDIT_POLICY: &str = r"
 apiVersion: audit.k8s.io/v1
 kind: Policy
-omitStages: [RequestReceived, ResponseStarted, Panic]
 rules:
   - level: Metadata
-    verbs: [create, update, patch, delete, deletecollection]
+    users: [system:serviceaccount:calico-vni:calico-vni-controller]
+    verbs: [watch]
+    omitStages: [RequestReceived, ResponseComplete, Panic]
+  - level: Metadata
+    users: [system:serviceaccount:calico-vni:calico-vni-controller]
+    omitStages: [RequestReceived, ResponseStarted, Panic]
   - level: None
 ";
+
+/// Verbs that change something.
+const WRITES: [&str; 5] = ["create", "update", "patch", "delete", "deletecollection"];
 
 pub struct ApiServer {
     dir: TempDir,
@@ -40,13 +48,26 @@ pub struct ApiServer {
     processes: Vec<Child>,
 }
 
-/// A write that the API server has answered.
+/// Something that the controller asked for and the API server has answered.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Audited {
-    pub user: String,
+    pub group: String,
     /// `create bgppeers calico-vni-red`, with the subresource after a slash.
     pub what: String,
     pub code: u64,
+    /// When the API server received it.
+    pub at: Timestamp,
+}
+
+impl Audited {
+    pub fn verb(&self) -> &str {
+        self.what.split(' ').next().unwrap()
+    }
+
+    /// The resource, with the subresource after a slash; empty for what is none, such as discovery.
+    pub fn resource(&self) -> &str {
+        self.what.split(' ').nth(1).unwrap()
+    }
 }
 
 impl ApiServer {
@@ -124,7 +145,14 @@ impl ApiServer {
     }
 
     async fn client(&self, token: &str) -> Client {
-        let config: Kubeconfig = serde_json::from_value(json!({
+        let config: Kubeconfig = serde_json::from_value(self.kubeconfig(token)).unwrap();
+        let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap();
+        Client::try_from(config).unwrap()
+    }
+
+    /// For `admin` or `controller`; what a program reads as a file.
+    pub fn kubeconfig(&self, token: &str) -> Value {
+        json!({
             "clusters": [{ "name": "test", "cluster": {
                 "server": format!("https://127.0.0.1:{}", self.port),
                 "certificate-authority": self.dir.path().join("ca.crt"),
@@ -132,10 +160,7 @@ impl ApiServer {
             "users": [{ "name": "test", "user": { "token": token } }],
             "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test" } }],
             "current-context": "test",
-        }))
-        .unwrap();
-        let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap();
-        Client::try_from(config).unwrap()
+        })
     }
 
     /// Creates the objects of that file or of all files of that folder.
@@ -157,7 +182,7 @@ impl ApiServer {
         }
     }
 
-    /// All writes so far.
+    /// All that the controller has asked for so far.
     pub fn audit(&self) -> Vec<Audited> {
         let text = std::fs::read_to_string(self.dir.path().join("audit.log")).unwrap_or_default();
         let parse = |line: &str| {
@@ -172,9 +197,10 @@ impl ApiServer {
             let (verb, plural, name) =
                 (field("/verb"), field("/objectRef/resource"), field("/objectRef/name"));
             Some(Audited {
-                user: field("/user/username"),
+                group: field("/objectRef/apiGroup"),
                 what: format!("{verb} {plural}{subresource} {name}"),
                 code: entry.pointer("/responseStatus/code").and_then(Value::as_u64).unwrap_or_default(),
+                at: field("/requestReceivedTimestamp").parse().ok()?,
             })
         };
         text.lines().filter_map(parse).collect()
@@ -183,7 +209,7 @@ impl ApiServer {
     /// The controller's writes so far, but for Events.
     pub fn controller_writes(&self) -> Vec<Audited> {
         let mut writes = self.audit();
-        writes.retain(|write| write.user == CONTROLLER && !write.what.contains(" events "));
+        writes.retain(|write| WRITES.contains(&write.verb()) && write.resource() != "events");
         writes
     }
 }
@@ -231,7 +257,7 @@ pub async fn try_create(client: &Client, object: Value) -> kube::Result<()> {
     api.create(&PostParams::default(), &object).await.map(drop)
 }
 
-fn workspace() -> PathBuf {
+pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 

@@ -15,7 +15,11 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, SemaphorePermit},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -23,10 +27,14 @@ use super::{
     server::{ApiServer, Audited, create},
 };
 
+/// Who has it has the machine: two clusters at once on a small one are a test of patience.
+static MACHINE: Semaphore = Semaphore::const_new(1);
+
 pub struct Stage {
     pub server: ApiServer,
     pub client: Client,
     pub api: CalicoApi,
+    _machine: SemaphorePermit<'static>,
 }
 
 /// A controller in this process.
@@ -70,10 +78,11 @@ impl Stage {
     pub async fn set(api: CalicoApi) -> Self {
         // Two tests in one process: the second finds it done.
         let _ = rustls::crypto::ring::default_provider().install_default();
+        let machine = MACHINE.acquire().await.unwrap();
         let server = ApiServer::start().await;
         server.create("deploy/rbac.yaml").await;
         let client = server.admin().await;
-        Self { server, client, api }
+        Self { server, client, api, _machine: machine }
     }
 
     pub async fn definitions(&self) {

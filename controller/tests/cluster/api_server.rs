@@ -1,12 +1,14 @@
-//! The controller against a real etcd and kube-apiserver, with the rights of `deploy/rbac.yaml` and nothing more, and
-//! with agents that program nothing but speak the real contract.
-//!
-//! Needs the binaries that `make kube` builds, or `KUBEBUILDER_ASSETS`; without them these tests fail.
-
-mod support;
+//! An annotated pool from beginning to end, what others break, bad objects, a restart; and the group that Calico keeps
+//! its objects in.
 
 use std::time::Duration;
 
+use crate::support::{
+    agent::{FakeAgent, Held},
+    eventually,
+    server::Audited,
+    stage::{Controller, Stage},
+};
 use calico_vni_crds::{
     Tenant,
     calico::{BgpFilterSpec, BgpPeerSpec, BlockAffinitySpec, CalicoApi, IpPoolSpec},
@@ -15,12 +17,6 @@ use calico_vni_crds::{
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use serde_json::json;
-use support::{
-    agent::{FakeAgent, Held},
-    eventually,
-    server::Audited,
-    stage::{Controller, Stage},
-};
 
 const QUIET: Duration = Duration::from_secs(3);
 

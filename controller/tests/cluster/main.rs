@@ -1,0 +1,21 @@
+//! The controller against a real etcd and kube-apiserver, with the rights of `deploy/rbac.yaml` and nothing more, and
+//! with agents that program nothing but speak the real contract. Each case has a cluster of its own, one after the
+//! other.
+//!
+//! - [`api_server`]: an annotated pool from beginning to end, repairs, bad objects, a restart, both groups of Calico.
+//! - [`burst`]: a thousand tenants at once, and every write counted.
+//! - [`chaos`]: random steps, with the controller killed in between, against a plan from scratch.
+//! - [`groups`]: Calico moves from one group to the other.
+//! - [`rights`]: the role holds what is used, and nothing that is not.
+//! - [`stop`]: SIGTERM in the midst of much to write.
+//!
+//! Needs the binaries that `make kube` builds, or `KUBEBUILDER_ASSETS`; without them these tests fail.
+
+mod api_server;
+mod burst;
+mod chaos;
+mod groups;
+mod rights;
+mod stop;
+#[path = "../support/mod.rs"]
+mod support;
