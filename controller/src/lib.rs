@@ -6,7 +6,8 @@
 //! - [`agents`], [`publish`], [`grpc`]: what connected routers said, what each is offered, the service between them.
 //! - [`linger`]: how long tenants stay where their last block has left.
 //! - [`status`], [`events`]: what users are told.
-//! - [`runtime`]: the wiring and the one loop.
+//! - [`leader`]: which of several controllers leads, and that no other writes.
+//! - [`runtime`]: the one loop; [`replica`]: the wiring around it.
 //!
 //! Planning itself is the `calico-vni-planner` crate; nothing here decides what a tenant gets.
 
@@ -15,9 +16,11 @@ pub mod apply;
 pub mod detect;
 pub mod events;
 pub mod grpc;
+pub mod leader;
 pub mod linger;
 pub mod observe;
 pub mod publish;
+pub mod replica;
 pub mod runtime;
 pub mod status;
 

@@ -18,16 +18,15 @@ use crate::{
     apply::{Applier, Pass, api_server::KubeCluster},
     detect::{self, Served},
     events::Events,
-    grpc::{self, Access, Gate},
+    grpc::Gate,
     linger::Linger,
     observe::Stores,
     publish::Publisher,
+    replica::{self, Options},
 };
 
 /// Changes are gathered this long before a plan is made of them.
 const GATHER: Duration = Duration::from_millis(100);
-/// Longest wait for agents to take leave when the controller stops.
-const FAREWELL: Duration = Duration::from_secs(2);
 /// Agents that lost their controller come again within 30 s; so long statuses count no router as lost.
 const GRACE: Duration = Duration::from_secs(40);
 /// Longest reading of everything in another group, before it is asked anew which group that is.
@@ -99,34 +98,38 @@ impl Sources {
     }
 }
 
-/// Runs the controller until it is told to stop. Agents are accepted on `listener` once everything has been read.
-/// Nothing is written from the moment on in which it is told to stop.
+/// Runs one controller alone, without TLS, until it is told to stop.
 pub async fn run(
     client: Client,
     listener: TcpListener,
     settings: Settings,
     shutdown: CancellationToken,
 ) -> Result<(), RuntimeError> {
+    replica::run(client, listener, Options::alone(settings), shutdown).await
+}
+
+/// Does the work until it is told to stop. Agents are let in once everything has been read. Nothing is written from the
+/// moment on in which it is told to stop.
+pub(crate) async fn lead(
+    client: &Client,
+    gate: &watch::Sender<Gate>,
+    settings: Settings,
+    stop: CancellationToken,
+) -> Result<(), RuntimeError> {
     let changed = Arc::new(Notify::new());
     let read_all = async {
-        let served = detect::wait_for_calico(&client).await;
-        Sources::read(&client, served, &changed).await
+        let served = detect::wait_for_calico(client).await;
+        Sources::read(client, served, &changed).await
     };
-    let Some(read) = shutdown.run_until_cancelled(read_all).await else { return Ok(()) };
+    let Some(read) = stop.run_until_cancelled(read_all).await else { return Ok(()) };
     let sources = read?;
-
-    let agents = Agents::new(changed.clone(), shutdown.clone());
-    let gate = watch::Sender::new(Gate::Open(Arc::clone(&agents)));
-    let mut service = pin!(grpc::serve(listener, gate.subscribe(), Access::plain(), shutdown.clone()));
+    let agents = Agents::new(changed.clone(), stop.clone());
+    gate.send_replace(Gate::Open(Arc::clone(&agents)));
     tokio::select! {
         biased;
-        () = shutdown.cancelled() => {}
-        ended = control(&client, sources, &agents, &changed, settings) => return ended.map(|never| match never {}),
-        result = &mut service => return Ok(result?),
+        () = stop.cancelled() => Ok(()),
+        ended = control(client, sources, &agents, &changed, settings) => ended.map(|never| match never {}),
     }
-    // Agents are told that their streams end; who does not listen is left.
-    tokio::time::timeout(FAREWELL, service).await.unwrap_or(Ok(()))?;
-    Ok(())
 }
 
 /// Plans and carries out, over and over.

@@ -92,7 +92,8 @@ impl Reviewer {
 impl NodeProof for Reviewer {
     fn node_of<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<String, Denied>> {
         Box::pin(async {
-            let late = || Err(Denied::Unknown(format!("the API server has not answered within {PATIENCE:?}")));
+            let late =
+                || Err(Denied::Unknown(format!("the API server has not answered within {PATIENCE:?}")));
             tokio::time::timeout(PATIENCE, self.review(token)).await.unwrap_or_else(|_| late())
         })
     }
