@@ -1,10 +1,14 @@
 //! Three hundred tenants on one node: each has its own table, its own VRF and its own way out, and none falls through to
 //! the main table. Node n1 carries them all, node n2 the samples between which packets are sent; the samples have both
 //! families, the others IPv4.
+//!
+//! Devices take a kernel whose processor is emulated a hundred times longer, so there are fewer tenants in a virtual
+//! machine, unless `LAB_TENANTS` says how many.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    env,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -17,9 +21,11 @@ use serde_json::Value;
 
 use super::transitions;
 use crate::{
-    leaf,
+    calico::ipam,
+    leaf, look,
     matrix::{Kind, Place, Way},
     nodes::protocol::{Command, Output},
+    site::Mode,
     step,
     topology::{Addresses, Node, OUTSIDE, PodLink, ROUTER_ASN},
     wait,
@@ -27,13 +33,13 @@ use crate::{
 };
 
 /// Tenants: more than the 256 tables that the kernel's old eight bits could name.
-const COUNT: u16 = 300;
+const TENANTS: u16 = 300;
+
+/// Tenants in a virtual machine, which may be an emulated one.
+const IN_VM: u16 = 40;
 
 /// VNI of the first of them.
 const FIRST_VNI: u32 = 2001;
-
-/// Tenants with pods, by their place among all: the first, those around the 256th, one in between, the last.
-const SAMPLES: [u16; 5] = [0, 74, 255, 256, COUNT - 1];
 
 /// How long all of them may take to come or to go on a busy emulated machine.
 const LIMIT: Duration = Duration::from_mins(15);
@@ -54,6 +60,8 @@ struct Many {
     vni: u32,
     /// An address of its pool on n1.
     address: IpAddr,
+    /// Whether it has pods, on both nodes and of both families.
+    sample: bool,
 }
 
 impl Many {
@@ -66,14 +74,33 @@ impl Many {
     }
 }
 
+/// How many tenants there are to be.
+fn count(world: &World) -> Result<u16> {
+    let count = match env::var("LAB_TENANTS") {
+        Ok(count) => {
+            count.parse().with_context(|| format!("LAB_TENANTS is `{count}`, which is no number"))?
+        }
+        Err(_) if world.lab.site.mode == Mode::Native => TENANTS,
+        Err(_) => IN_VM,
+    };
+    ensure!((4..=512).contains(&count), "LAB_TENANTS is {count}; it can be 4 to 512");
+    Ok(count)
+}
+
+/// Tenants with pods, by their number: the first, one in between, those around the 256th, the last.
+fn is_sample(number: u16, count: u16) -> bool {
+    [0, count / 4, 255, 256, count - 1].contains(&number)
+}
+
 /// Makes them, looks at each, sends packets between some, and takes them away.
 pub async fn play(world: &mut World) -> Result<()> {
     let began = Instant::now();
-    let all = make(world).await?;
-    step!("{COUNT} pools with a block each on n1, {} of them with pods: {}", SAMPLES.len(), since(began));
-    let pods = sample_pods(world).await?;
+    let all = make(world, count(world)?).await?;
+    let pods = sample_pods(world, &all).await?;
+    let count = all.len();
+    step!("{count} pools with a block each on n1, {} pods: {}", pods.len(), since(began));
     programmed(world, &all).await?;
-    step!("{COUNT} Tenants say that they are programmed: {}", since(began));
+    step!("{count} Tenants say that they are programmed: {}", since(began));
     at_leaf(world, &all).await?;
     step!("the leaf has a route to a block of each, by its own target: {}", since(began));
     let node = world.lab.members[0].clone();
@@ -90,12 +117,12 @@ pub async fn play(world: &mut World) -> Result<()> {
     places.extend(pods.iter().map(|pod| pod.place.clone()));
     let matrix = world.matrix(&places, &Way::ICMP).await?;
     step!(
-        "tenants {SAMPLES:?}, red and the default pool: {} answers, in {} cells nothing arrives; {}",
+        "some of them, red and the default pool: {} answers, in {} cells nothing arrives; {}",
         matrix.open(),
         matrix.closed(),
         since(began)
     );
-    unmake(world, &node, &pods).await?;
+    unmake(world, &node, &all, &pods).await?;
     step!("all are gone: {}", since(began));
     Ok(())
 }
@@ -104,7 +131,11 @@ fn since(began: Instant) -> String {
     format!("{:.1} s", began.elapsed().as_secs_f64())
 }
 
-/// Name and prefix of a tenant's pools: a /24 of 10.210.0.0/15 each, and the samples' a /64 of fd00:300::/32.
+/// Where their pools are.
+const POOLS: &str = "10.210.0.0/15";
+const POOLS_V6: &str = "fd00:300::/32";
+
+/// Name and prefix of a tenant's pool: a /24, and for a sample a /64 too.
 fn pool(number: u16) -> (String, String) {
     (format!("many-{number}"), format!("10.{}.{}.0/24", 210 + number / 256, number % 256))
 }
@@ -114,13 +145,14 @@ fn pool_v6(number: u16) -> (String, String) {
 }
 
 /// Pools whose annotation alone makes the tenants, and blocks as if each had a pod on n1.
-async fn make(world: &World) -> Result<Vec<Many>> {
+async fn make(world: &World, count: u16) -> Result<Vec<Many>> {
     let world = &world;
     let one = |number: u16| async move {
         let vni = FIRST_VNI + u32::from(number);
         let annotations: BTreeMap<_, _> = [(VNI.to_owned(), vni.to_string())].into();
         let mut pools = vec![pool(number)];
-        pools.extend(SAMPLES.contains(&number).then(|| pool_v6(number)));
+        let sample = is_sample(number, count);
+        pools.extend(sample.then(|| pool_v6(number)));
         let mut first = None;
         for (name, cidr) in pools {
             let plain = world.put_pool(&name, &cidr).await?;
@@ -129,9 +161,9 @@ async fn make(world: &World) -> Result<Vec<Many>> {
             first.get_or_insert(address);
         }
         let address = first.with_context(|| format!("tenant {number} has no pool"))?;
-        anyhow::Ok(Many { number, vni, address })
+        anyhow::Ok(Many { number, vni, address, sample })
     };
-    let mut all: Vec<Many> = stream::iter(0..COUNT).map(one).buffer_unordered(AT_ONCE).try_collect().await?;
+    let mut all: Vec<Many> = stream::iter(0..count).map(one).buffer_unordered(AT_ONCE).try_collect().await?;
     all.sort_by_key(|many| many.number);
     Ok(all)
 }
@@ -142,9 +174,10 @@ struct Pod {
 }
 
 /// A pod of each sample on each node.
-async fn sample_pods(world: &World) -> Result<Vec<Pod>> {
+async fn sample_pods(world: &World, all: &[Many]) -> Result<Vec<Pod>> {
     let (mut links, mut pods) = (Vec::new(), Vec::new());
-    for number in SAMPLES {
+    for many in all.iter().filter(|many| many.sample) {
+        let number = many.number;
         let (v4, v6) = (world.pool(&pool(number).0).await?, world.pool(&pool_v6(number).0).await?);
         for node in &world.lab.members {
             let of = async |pool| world.ipam.assign_address(pool, &node.name).await;
@@ -154,7 +187,7 @@ async fn sample_pods(world: &World) -> Result<Vec<Pod>> {
             let addresses = Addresses { v4, v6 };
             let (name, interface) =
                 (format!("many{number}-{}", node.name), format!("cali{number}m{}", node.name));
-            let tenant = Some(format!("vni-{}", FIRST_VNI + u32::from(number)));
+            let tenant = Some(many.tenant());
             let kind = Kind::Pod { tenant, node: node.name.clone() };
             links.push(PodLink {
                 node: node.clone(),
@@ -176,11 +209,11 @@ async fn tenants(world: &World) -> Result<BTreeMap<String, Tenant>> {
 
 /// Waits until each Tenant is programmed on every node that has a block of its pool.
 async fn programmed(world: &World, all: &[Many]) -> Result<()> {
-    wait::until(&format!("{COUNT} Tenants to be programmed"), LIMIT, async || {
+    wait::until(&format!("{} Tenants to be programmed", all.len()), LIMIT, async || {
         let tenants = tenants(world).await?;
         let done = |many: &&Many| {
             let status = tenants.get(&many.tenant()).and_then(|tenant| tenant.status.as_ref());
-            let nodes = if SAMPLES.contains(&many.number) { 2 } else { 1 };
+            let nodes = if many.sample { 2 } else { 1 };
             status.is_some_and(|status| {
                 let programmed =
                     status.conditions.iter().any(|c| c.type_ == "Programmed" && c.status == "True");
@@ -243,7 +276,7 @@ async fn tables(world: &World, node: &Node, all: &[Many]) -> Result<()> {
         let distinct: BTreeSet<_> = found.values().collect();
         ensure!(distinct.len() == found.len(), "two devices of type {kind} share a number: {found:?}");
     }
-    step!("{COUNT} VRFs have tables {} and on, and {COUNT} VXLAN devices their VNIs", all[0].table());
+    step!("VRFs and VXLAN devices: {} of each, with tables from {} on", all.len(), all[0].table());
     Ok(())
 }
 
@@ -303,7 +336,7 @@ async fn ways_out(world: &World, node: &Node, by: &str, all: &[Many]) -> Result<
     for (many, way) in all.iter().zip(ways(&output, ELSEWHERE[0], all.len())?) {
         ensure!(goes_by(way, many), "a packet of {} goes elsewhere: {way}", many.tenant());
     }
-    let samples: Vec<&Many> = all.iter().filter(|many| SAMPLES.contains(&many.number)).collect();
+    let samples: Vec<&Many> = all.iter().filter(|many| many.sample).collect();
     let lines = samples.iter().map(|many| {
         let source = pool_v6(many.number).1.replace("/64", "1");
         format!("route get {} from {source} iif {by}", ELSEWHERE[1])
@@ -323,7 +356,7 @@ async fn ways_out(world: &World, node: &Node, by: &str, all: &[Many]) -> Result<
 /// Without the agent and with their links down, the samples' packets are refused; they do not go by main.
 async fn links_down(world: &World, node: &Node, by: &str, all: &[Many]) -> Result<()> {
     world.router(node).kill_agent(world).await?;
-    let samples: Vec<&Many> = all.iter().filter(|many| SAMPLES.contains(&many.number)).collect();
+    let samples: Vec<&Many> = all.iter().filter(|many| many.sample).collect();
     let down = samples.iter().map(|many| format!("link set cv{} down", many.vni)).collect();
     world.lab.nodes().ip(Some(&node.name), down).await?;
     let get = |many: &&Many| format!("route get {} from {} iif {by}", ELSEWHERE[0], many.address);
@@ -339,7 +372,8 @@ async fn links_down(world: &World, node: &Node, by: &str, all: &[Many]) -> Resul
     world.router(node).start_agent(world).await?;
     world.in_step(node, LIMIT).await?;
     step!(
-        "with their links down packets are refused; a new agent puts {COUNT} tenants right in {}",
+        "with their links down packets are refused; a new agent puts {} tenants right in {}",
+        all.len(),
         since(began)
     );
     Ok(())
@@ -372,50 +406,30 @@ fn goes_by(way: &str, many: &Many) -> bool {
 }
 
 /// Pods, blocks and pools go, and with them everything that was made for them on n1.
-async fn unmake(world: &World, node: &Node, pods: &[Pod]) -> Result<()> {
+async fn unmake(world: &World, node: &Node, all: &[Many], pods: &[Pod]) -> Result<()> {
     let gone = pods.iter().map(|pod| format!("netns del {}", pod.place.netns)).collect();
     world.lab.nodes().ip(None, gone).await?;
-    for [family, prefix] in [["-4", "10.210.0.0/15"], ["-6", "fd00:300::/32"]] {
+    for [family, prefix] in [["-4", POOLS], ["-6", POOLS_V6]] {
         world.lab.nodes().run(OUTSIDE, &["ip", family, "route", "flush", "root", prefix]).await?;
     }
-    let pools: Vec<String> = (0..COUNT)
-        .map(|number| pool(number).0)
-        .chain(SAMPLES.iter().map(|number| pool_v6(*number).0))
-        .collect();
-    let in_pools = |block: &IpNet| {
-        let (v4, v6) = (Ipv4Addr::new(10, 210, 0, 0), "fd00:300::".parse().expect("an address"));
-        IpNet::new_assert(v4.into(), 15).contains(block) || IpNet::new_assert(v6, 32).contains(block)
-    };
-    let kind = world.resource("blockaffinities");
+    let mut pools: Vec<String> = all.iter().map(|many| pool(many.number).0).collect();
+    pools.extend(all.iter().filter(|many| many.sample).map(|many| pool_v6(many.number).0));
+    let of_theirs: [IpNet; 2] = [POOLS.parse()?, POOLS_V6.parse()?];
     let mut blocks = Vec::new();
-    for (_, block) in crate::look::blocks(world, "0.0.0.0/0".parse()?).await? {
-        blocks.push(block);
+    for net in of_theirs {
+        let held = look::blocks(world, net).await?;
+        blocks.extend(held.into_iter().map(|(node, block)| ipam::affinity_name(&node, block)));
     }
-    for (_, block) in crate::look::blocks(world, "::/0".parse()?).await? {
-        blocks.push(block);
-    }
-    let names: Vec<String> = world
-        .lab
-        .members
-        .iter()
-        .flat_map(|node| {
-            blocks.iter().filter(|b| in_pools(b)).map(|b| crate::calico::ipam::affinity_name(&node.name, *b))
-        })
-        .collect();
-    for (kind, names) in [(kind, &names), (world.resource("ippools"), &pools)] {
+    for (kind, names) in [(world.resource("blockaffinities"), &blocks), (world.resource("ippools"), &pools)] {
         for some in names.chunks(100) {
             let mut args = vec!["delete", "--ignore-not-found", "--wait=false", &kind];
             args.extend(some.iter().map(String::as_str));
             world.kubectl(&args).await?;
         }
     }
-    wait::until(&format!("{COUNT} Tenants to be gone"), LIMIT, async || {
+    wait::until("the Tenants to be gone", LIMIT, async || {
         let left = tenants(world).await?;
-        let ours = |name: &&String| {
-            let vni = name.strip_prefix("vni-").and_then(|vni| vni.parse::<u32>().ok());
-            vni.is_some_and(|vni| (FIRST_VNI..FIRST_VNI + u32::from(COUNT)).contains(&vni))
-        };
-        let left: Vec<_> = left.keys().filter(ours).collect();
+        let left: Vec<String> = all.iter().map(Many::tenant).filter(|name| left.contains_key(name)).collect();
         ensure!(left.is_empty(), "{} are left, such as {}", left.len(), left[0]);
         Ok(())
     })
@@ -456,7 +470,7 @@ mod tests {
 
     #[test]
     fn a_way_out_is_told_from_others() {
-        let many = Many { number: 0, vni: 2001, address: "10.210.0.0".parse().unwrap() };
+        let many = Many { number: 0, vni: 2001, address: "10.210.0.0".parse().unwrap(), sample: false };
         let way = "198.51.100.9 from 10.210.0.0 via 169.254.192.9 dev cv2001 table 1000002001";
         assert!(goes_by(way, &many));
         assert!(!goes_by(&way.replace("cv2001", "cv20010"), &many));

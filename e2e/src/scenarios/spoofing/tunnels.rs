@@ -41,7 +41,8 @@ pub(super) async fn play(world: &World, places: &Places) -> Result<()> {
     let by = node.fabric_address();
     let make = [
         format!("netns add {ROGUE}"),
-        format!("link add {ROGUE} netns {LEAF} type veth peer name eth0 netns {ROGUE}"),
+        // As many octets as the fabric's other links have: a bridge takes the least of its ports.
+        format!("link add {ROGUE} netns {LEAF} mtu 9000 type veth peer name eth0 netns {ROGUE} mtu 9000"),
         format!("-n {LEAF} link set {ROGUE} master fabric up"),
         format!("-n {ROGUE} link set lo up"),
         format!("-n {ROGUE} link set eth0 up"),
