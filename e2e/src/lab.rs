@@ -50,6 +50,16 @@ impl Lab {
         self.answer(links.iter().map(|link| link.netns.clone())).await
     }
 
+    /// Takes a pod away, with the routes of the host outside to it.
+    pub async fn remove_pod(&self, link: &PodLink) -> Result<()> {
+        let PodLink { node, netns, addresses, interface } = link;
+        // The interface first: what still listens in the namespace keeps it alive for a while.
+        self.nodes().ip(Some(&node.name), vec![format!("link del {interface}")]).await?;
+        self.nodes().ip(None, vec![format!("netns del {netns}")]).await?;
+        let routes = [format!("route del {}/32", addresses.v4), format!("route del {}/128", addresses.v6)];
+        self.nodes().ip(Some(topology::OUTSIDE), routes.into()).await
+    }
+
     /// Has these namespaces answer on the lab's port, in both families.
     async fn answer(&self, namespaces: impl IntoIterator<Item = String>) -> Result<()> {
         let listen = SocketAddr::from((Ipv6Addr::UNSPECIFIED, topology::PORT));

@@ -52,6 +52,8 @@ pub struct World {
     controller: Process,
     controller_port: u16,
     pods: Vec<Place>,
+    /// How pods are wired, by their names.
+    links: BTreeMap<String, PodLink>,
     stop: CancellationToken,
 }
 
@@ -78,6 +80,7 @@ impl World {
             controller: Process::none("controller", api.dir()),
             controller_port,
             pods: Vec::new(),
+            links: BTreeMap::new(),
             stop: CancellationToken::new(),
             lab,
             api,
@@ -221,6 +224,28 @@ impl World {
         self.lab.add_pods(&links).await?;
         self.pods.extend(places);
         step!("{} pods of pools {pool} and {pool}-v6", links.len());
+        self.links.extend(links.into_iter().map(|link| (link.netns.clone(), link)));
+        Ok(())
+    }
+
+    /// Takes all pods of a tenant away and gives the blocks of these pools back.
+    pub async fn remove_pods(&mut self, tenant: &str, pools: &[&str]) -> Result<()> {
+        let of_tenant =
+            |place: &Place| matches!(&place.kind, Kind::Pod { tenant: Some(t), .. } if t == tenant);
+        let (gone, stay): (Vec<Place>, Vec<Place>) = self.pods.drain(..).partition(of_tenant);
+        self.pods = stay;
+        for place in gone {
+            let link = self.links.remove(&place.name).context("a pod that was never wired")?;
+            self.lab.remove_pod(&link).await?;
+            for address in [link.addresses.v4.into(), link.addresses.v6.into()] {
+                self.ipam.release_address(address).await;
+            }
+        }
+        for pool in pools {
+            for (node, block) in self.blocks(pool).await? {
+                self.ipam.release_block(&node, block).await?;
+            }
+        }
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use tokio::process::Command;
 
 pub use process::Process;
@@ -175,6 +176,16 @@ impl ApiSide {
             Ok(())
         })
         .await
+    }
+
+    /// Stops kube-apiserver where it is (SIGSTOP): whoever asks it gets no answer.
+    pub fn pause(&self) -> Result<()> {
+        self.apiserver.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) -> Result<()> {
+        self.apiserver.signal(Signal::SIGCONT)
     }
 
     /// Port of kube-apiserver on 127.0.0.1.

@@ -7,6 +7,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tokio::process::{Child, Command};
 
 /// A process, or the place of one that has not been started.
@@ -61,14 +65,17 @@ impl Process {
 
     /// Asks it to end (SIGTERM) and waits until it has.
     pub async fn stop(&mut self) -> Result<()> {
+        self.signal(Signal::SIGTERM)?;
         let Some(child) = self.child.as_mut() else { return Ok(()) };
-        if let Some(id) = child.id() {
-            let pid = nix::unistd::Pid::from_raw(i32::try_from(id)?);
-            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
-        }
         child.wait().await?;
         self.child = None;
         Ok(())
+    }
+
+    /// Sends it a signal; none to one that was not started or has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let Some(id) = self.child.as_ref().and_then(Child::id) else { return Ok(()) };
+        kill(Pid::from_raw(i32::try_from(id)?), signal).with_context(|| format!("{signal} to {}", self.name))
     }
 
     /// Kills it (SIGKILL) and waits until it is gone.

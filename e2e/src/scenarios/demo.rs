@@ -24,7 +24,7 @@ pub const RED_V6: &str = "fd00:200::/64";
 pub const RED_TENANT: &str = "vni-1001";
 
 /// Pods of each pool on each node.
-const PODS: u8 = 2;
+pub const PODS: u8 = 2;
 
 /// Plays it.
 pub async fn play(world: &mut World) -> Result<()> {

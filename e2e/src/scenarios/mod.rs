@@ -40,7 +40,7 @@ pub const ALL: [Scenario; 11] = [
     },
     Scenario {
         name: "withdraw",
-        shows: "without the annotation nothing remains; with it again all is back under the same index",
+        shows: "without the annotation live pods stay, then nothing remains; with it again all is back",
         play: |world| Box::pin(withdraw::play(world)),
     },
     Scenario {

@@ -62,11 +62,27 @@ impl Router<'_> {
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, CONTROLLER));
         let outside = SocketAddr::new(world.lab.site.outside, world.controller_port);
         world.lab.nodes().forward(&link(&self.0.name), &self.0.name, listen, outside).await?;
+        self.make_namespace(world).await?;
+        self.start_frr(world).await?;
+        self.start_agent(world).await
+    }
+
+    /// Makes the router's namespace, as the pod's init container does.
+    pub async fn make_namespace(self, world: &World) -> Result<()> {
         let init = self.command(world, vec!["init".into(), "--router-netns".into(), self.netns_file()]);
         let output = world.lab.nodes().exec(init).await?;
         ensure!(output.code == 0, "the router's namespace on {}: {}", self.0.name, output.stderr.trim());
-        self.start_frr(world).await?;
-        self.start_agent(world).await
+        Ok(())
+    }
+
+    /// Kills FRR's supervisor and the daemons with it (SIGKILL).
+    pub async fn kill_frr(self, world: &World) -> Result<()> {
+        world.lab.nodes().kill(&self.frr_name()).await
+    }
+
+    /// A file in the agent's state directory.
+    pub fn state_file(self, name: &str) -> String {
+        format!("{}/{name}", self.state_dir())
     }
 
     /// Starts FRR's supervisor and waits until bgpd answers.

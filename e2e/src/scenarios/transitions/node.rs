@@ -1,0 +1,120 @@
+//! What happens to one node: its agent or its FRR dies, and somebody takes away by hand what the agent has made.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+
+use super::{Through, places};
+use crate::{
+    step, wait,
+    world::{PATIENCE, World},
+};
+
+/// Plays them, one after the other, on node n1.
+pub async fn play(world: &World) -> Result<()> {
+    agent_killed(world).await?;
+    agent_without_memory(world).await?;
+    for breakage in BREAKAGES {
+        by_hand(world, &breakage).await?;
+    }
+    guard_flushed(world).await?;
+    frr_down(world).await
+}
+
+/// Something that is taken away by hand.
+struct Breakage {
+    what: &'static str,
+    /// In the router's namespace; otherwise in the node's.
+    in_router: bool,
+    commands: &'static [&'static [&'static str]],
+}
+
+const BREAKAGES: [Breakage; 3] = [
+    Breakage {
+        what: "policy rules of a node flushed",
+        in_router: false,
+        commands: &[
+            &["ip", "rule", "flush", "protocol", "118"],
+            &["ip", "-6", "rule", "flush", "protocol", "118"],
+        ],
+    },
+    Breakage {
+        what: "a tenant's link set down",
+        in_router: false,
+        commands: &[&["ip", "link", "set", "cv1001", "down"]],
+    },
+    Breakage {
+        what: "a VRF deleted by hand",
+        in_router: true,
+        commands: &[&["ip", "link", "del", "vrf1001"]],
+    },
+];
+
+async fn agent_killed(world: &World) -> Result<()> {
+    let through = Through::start(world, places(world, &["red", "blue"])).await?;
+    let node = &world.lab.members[0];
+    world.router(node).kill_agent(world).await?;
+    through.flow().await?;
+    world.router(node).start_agent(world).await?;
+    world.in_step(node, PATIENCE).await?;
+    through.end("agent killed and started again").await
+}
+
+/// The agent starts as on a node that it has never been on, but for the interface that it holds already.
+async fn agent_without_memory(world: &World) -> Result<()> {
+    let through = Through::start(world, places(world, &["red", "blue"])).await?;
+    let node = &world.lab.members[0];
+    world.router(node).kill_agent(world).await?;
+    for file in ["guard", "config", "guard.loaded"] {
+        world.lab.nodes().remove(&world.router(node).state_file(file)).await?;
+    }
+    world.router(node).start_agent(world).await?;
+    world.in_step(node, PATIENCE).await?;
+    through.end("agent started without a last good configuration").await
+}
+
+async fn by_hand(world: &World, breakage: &Breakage) -> Result<()> {
+    let through = Through::start(world, places(world, &["red", "blue"])).await?;
+    let node = &world.lab.members[0];
+    let netns = if breakage.in_router { node.router() } else { node.name.clone() };
+    for command in breakage.commands {
+        world.lab.nodes().run(&netns, command).await?;
+    }
+    in_step_again(world, breakage.what).await?;
+    through.end(breakage.what).await
+}
+
+/// The whole of the node's packet filter goes, Calico's too, which is put back at once.
+async fn guard_flushed(world: &World) -> Result<()> {
+    let through = Through::start(world, places(world, &["red", "blue"])).await?;
+    let node = &world.lab.members[0];
+    world.lab.nodes().run(&node.name, &["nft", "flush", "ruleset"]).await?;
+    world.lab.reverse_path_rule(node).await?;
+    in_step_again(world, "all nft rules of a node flushed").await?;
+    let tables = world.lab.nodes().run(&node.name, &["nft", "list", "tables"]).await?;
+    ensure!(tables.lines().any(|table| table == "table inet calico-vni"), "{tables}");
+    through.end("all nft rules of a node flushed").await
+}
+
+async fn frr_down(world: &World) -> Result<()> {
+    let through = Through::start(world, places(world, &["red", "blue"])).await?;
+    let node = &world.lab.members[0];
+    world.router(node).kill_frr(world).await?;
+    through.go_on().await?;
+    world.router(node).start_frr(world).await?;
+    in_step_again(world, "FRR killed and started again").await?;
+    through.end("FRR killed and started again").await
+}
+
+async fn in_step_again(world: &World, what: &str) -> Result<()> {
+    let broken = Instant::now();
+    let node = &world.lab.members[0];
+    wait::until(&format!("{} to be in step after: {what}", node.name), PATIENCE, async || {
+        let output = world.router(node).show(world).await?;
+        ensure!(output.code == 0, "{}{}", output.stdout, output.stderr);
+        Ok(())
+    })
+    .await?;
+    step!("{what}: {} is in step after {:.1} s", node.name, broken.elapsed().as_secs_f64());
+    Ok(())
+}
