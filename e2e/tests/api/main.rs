@@ -22,7 +22,6 @@ async fn definitions_keep_every_field_and_read_well() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]).await;
     fields::kept(&server).await;
-    reading::examples(&server).await;
     reading::tables(&server).await;
     reading::waiting(&server).await;
     upgrade::unknown_fields_stay(&server).await;

@@ -1,20 +1,11 @@
-//! How objects read: columns, defaults, examples, and waiting for a condition.
+//! How objects read: columns, defaults, and waiting for a condition.
 
-use calico_vni_e2e::paths;
 use serde_json::{Value, json};
 
 use crate::server::{Server, bases, merged};
 
 fn columns(table: &str) -> Vec<&str> {
     table.lines().next().unwrap().split_whitespace().collect()
-}
-
-/// Every example is what the API server takes.
-pub async fn examples(server: &Server) {
-    let examples = paths::checkout().join("examples");
-    let printed =
-        server.api.kubectl(&["apply", "--dry-run=server", "-f", examples.to_str().unwrap()]).await.unwrap();
-    assert_eq!(printed.lines().count(), std::fs::read_dir(&examples).unwrap().count(), "{printed}");
 }
 
 /// `kubectl get` answers whether it works.
