@@ -39,8 +39,17 @@ pub struct Served {
     pub felix_configuration: bool,
     /// Whether Kubernetes' own prefixes of Services are served; older releases do not have that kind.
     pub service_cidr: bool,
-    /// Whether both groups are served, each by definitions of its own: Calico is about to move from the one to the other.
-    pub beside: bool,
+    /// Whether it may soon be served in another way.
+    pub outlook: Outlook,
+}
+
+/// How long a group is there to stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outlook {
+    /// Nothing is about to change.
+    Stays,
+    /// Both groups are served, each by definitions of its own: Calico is about to move from the one to the other.
+    Moves,
 }
 
 /// Waits until the cluster serves Calico's kinds.
@@ -82,7 +91,7 @@ pub async fn wait_for_other(client: &Client, current: Served) -> Served {
 /// A group's end takes its objects along, one by one, which looks as if users had deleted them. So where the end may
 /// be near this is asked after each observation and before it is planned upon.
 pub async fn still(client: &Client, served: Served) -> bool {
-    !served.beside || look(client).await.is_ok_and(|now| now == served)
+    served.outlook == Outlook::Stays || look(client).await.is_ok_and(|now| now == served)
 }
 
 /// Why no group can be used yet.
@@ -118,7 +127,7 @@ async fn look_for_calico(client: &Client) -> Result<Served, Unserved> {
             }
         }
         return judge(CalicoApi::CrdV1, v1.as_ref())
-            .map(|served| Served { beside: true, ..served })
+            .map(|served| Served { outlook: Outlook::Moves, ..served })
             .map_err(Unserved::Missing);
     }
     judge(CalicoApi::V3, v3.as_ref())
@@ -175,7 +184,7 @@ fn judge(api: CalicoApi, plurals: Option<&BTreeSet<String>>) -> Result<Served, S
         ipam_config: plurals.contains(IpamConfigSpec::plural(api)),
         felix_configuration: plurals.contains(FelixConfigurationSpec::plural(api)),
         service_cidr: false,
-        beside: false,
+        outlook: Outlook::Stays,
     })
 }
 
@@ -192,7 +201,7 @@ mod tests {
             ipam_config: false,
             felix_configuration: false,
             service_cidr: false,
-            beside: false,
+            outlook: Outlook::Stays,
         };
         assert_eq!(judge(CalicoApi::V3, Some(&plurals)), Ok(bare));
         let mut more = plurals.clone();

@@ -71,7 +71,7 @@ mod tests {
 
     use super::*;
 
-    const TIME: Duration = Duration::from_secs(600);
+    const TIME: Duration = Duration::from_mins(10);
 
     fn pair() -> (String, String) {
         ("n1".to_owned(), "red".to_owned())

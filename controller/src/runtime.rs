@@ -105,7 +105,7 @@ pub async fn run(
     settings: Settings,
     shutdown: CancellationToken,
 ) -> Result<(), RuntimeError> {
-    replica::run(client, listener, Options::alone(settings), shutdown).await
+    Box::pin(replica::run(client, listener, Options::alone(settings), shutdown)).await
 }
 
 /// Does the work until it is told to stop. Agents are let in once everything has been read. Nothing is written from the
@@ -121,14 +121,16 @@ pub(crate) async fn lead(
         let served = detect::wait_for_calico(client).await;
         Sources::read(client, served, &changed).await
     };
-    let Some(read) = stop.run_until_cancelled(read_all).await else { return Ok(()) };
+    let Some(read) = stop.run_until_cancelled(Box::pin(read_all)).await else { return Ok(()) };
     let sources = read?;
     let agents = Agents::new(changed.clone(), stop.clone());
     gate.send_replace(Gate::Open(Arc::clone(&agents)));
     tokio::select! {
         biased;
         () = stop.cancelled() => Ok(()),
-        ended = control(client, sources, &agents, &changed, settings) => ended.map(|never| match never {}),
+        ended = Box::pin(control(client, sources, &agents, &changed, settings)) => {
+            ended.map(|never| match never {})
+        }
     }
 }
 

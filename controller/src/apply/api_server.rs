@@ -114,8 +114,8 @@ fn merge_params() -> PatchParams {
     PatchParams { field_manager: Some(keys::FIELD_MANAGER.to_owned()), ..PatchParams::default() }
 }
 
-fn stored(object: impl ResourceExt) -> Stored {
-    Stored { version: object.resource_version(), object: None }
+fn stored(mut object: impl ResourceExt) -> Stored {
+    Stored { version: object.meta_mut().resource_version.take(), object: None }
 }
 
 /// A uid or a version in a patch is a precondition: the API server answers 409 when the object is another one.

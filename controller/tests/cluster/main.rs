@@ -6,6 +6,7 @@
 //! - [`burst`]: a thousand tenants at once, and every write counted.
 //! - [`chaos`]: random steps, with the controller killed in between, against a plan from scratch.
 //! - [`groups`]: Calico moves from one group to the other.
+//! - [`identity`]: tokens, the rotation of the authority, and which of several controllers leads.
 //! - [`rights`]: the role holds what is used, and nothing that is not.
 //! - [`stop`]: SIGTERM in the midst of much to write.
 //!
@@ -15,6 +16,7 @@ mod api_server;
 mod burst;
 mod chaos;
 mod groups;
+mod identity;
 mod rights;
 mod stop;
 #[path = "../support/mod.rs"]

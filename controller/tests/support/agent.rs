@@ -131,7 +131,7 @@ async fn run(
 
 /// The controller is gone, which is no failure of the agent's: it holds what it holds, as one that dials in vain.
 async fn silence() {
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 fn take(held: &Mutex<Held>, message: FromController) {
