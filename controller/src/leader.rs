@@ -7,7 +7,10 @@
 
 pub mod fence;
 
-use std::time::Duration;
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -68,6 +71,13 @@ pub struct Term<'a> {
 struct Seen {
     version: Option<String>,
     since: Instant,
+}
+
+/// A name for this process, which no other has: the pod's or machine's, and something random.
+pub fn identity() -> String {
+    let name = ["POD_NAME", "HOSTNAME"].iter().find_map(|key| std::env::var(key).ok());
+    let random = RandomState::new().hash_one(std::process::id());
+    format!("{}_{random:016x}", name.as_deref().unwrap_or("calico-vni-controller"))
 }
 
 impl Candidate {

@@ -10,6 +10,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
+    dial::{Dial, DialError},
     frr_link::FrrLink,
     frr_port::Frr as _,
     last_good::{LastGood, Told},
@@ -31,8 +32,8 @@ const HEALTH: Duration = Duration::from_secs(5);
 pub struct Options {
     /// Kubernetes node name.
     pub node: String,
-    /// URL of the controller.
-    pub controller: String,
+    /// How the controller is reached.
+    pub dial: Dial,
     /// The router's network namespace.
     pub router_netns: PathBuf,
     /// Where FRR's sockets are.
@@ -58,6 +59,9 @@ pub enum StartError {
     /// Another agent.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// The options about the controller.
+    #[error(transparent)]
+    Dial(#[from] DialError),
     /// A socket that broke. What stands is not touched, and the next start opens new ones.
     #[error("a netlink socket to the kernel has broken; the agent has to be started again")]
     Deaf,
@@ -65,6 +69,7 @@ pub enum StartError {
 
 /// Runs the agent until the process is told to stop. What it set up stays as it is.
 pub async fn run(options: Options) -> Result<(), StartError> {
+    options.dial.check()?;
     let _lock = Lock::take(&options.state_dir)?;
     let host = Arc::new(Netns::current()?);
     let router = Arc::new(Netns::open(&options.router_netns)?);
@@ -91,7 +96,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let reconciler = Reconciler::new(platform, frr, options.settings, told.clone(), report_sender);
     let session = Session {
         node: options.node,
-        controller: options.controller,
+        dial: options.dial,
         last_good,
         told: told_sender,
         report: report.clone(),

@@ -7,6 +7,7 @@ pub mod agent;
 pub mod backoff;
 pub mod cleanup;
 pub mod desired;
+pub mod dial;
 pub mod diff;
 pub mod executor;
 pub mod files;

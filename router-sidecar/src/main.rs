@@ -4,6 +4,7 @@ use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, sync::Arc, time
 
 use calico_vni_router::{
     agent, cleanup,
+    dial::Dial,
     frr_link::FrrLink,
     last_good::LastGood,
     netns::Netns,
@@ -52,6 +53,8 @@ enum Command {
     /// Runs the agent.
     #[command(
         after_help = "Examples:\n  calico-vni-router run --node n1 --controller http://127.0.0.1:9443\n  \
+                            calico-vni-router run --node n1 --controller https://calico-vni-controller.calico-vni:9443 \\\n    \
+                            --ca-file /ca/ca.crt --token-file /token/token\n  \
                             calico-vni-router run --node n1 --dry-run    what would it do now?\n\n\
                             Stopping it, however it is stopped, moves no packet: everything stays as it is."
     )]
@@ -102,6 +105,16 @@ struct Run {
     /// URL of the controller.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9443")]
     controller: String,
+    /// PEM file of the authorities that may speak for the controller, for https. It is read anew for each connection.
+    #[arg(long, value_name = "FILE", env = "CALICO_VNI_CA_FILE")]
+    ca_file: Option<PathBuf>,
+    /// File of the token by which this node proves itself: a projected one, bound to the pod, for the audience calico-vni.
+    /// It is read anew for each connection.
+    #[arg(long, value_name = "FILE", env = "CALICO_VNI_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// Name that the controller's certificate has to be for, by whatever address it is reached.
+    #[arg(long, value_name = "NAME", default_value = "calico-vni-controller")]
+    controller_name: String,
     #[command(flatten)]
     places: Places,
     /// Seconds after which everything is looked at again though nothing was told.
@@ -148,10 +161,11 @@ async fn serve(command: Command) -> anyhow::Result<ExitCode> {
             Netns::create(&netns.router_netns)?;
         }
         Command::Frr { options } => supervisor::run(options).await?,
-        Command::Run(Run { node, controller, places, resync, dry_run }) => {
+        Command::Run(run) => {
+            let Run { node, controller, ca_file, token_file, controller_name, places, resync, dry_run } = run;
             let options = agent::Options {
                 node,
-                controller,
+                dial: Dial { controller, ca_file, token_file, controller_name },
                 router_netns: places.netns.router_netns,
                 frr_dir: places.frr_dir,
                 state_dir: places.state_dir,

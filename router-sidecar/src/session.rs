@@ -2,7 +2,7 @@
 //!
 //! It is dialled again for ever. Nothing on the node waits for it: what was taken last stays in force.
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
 use calico_vni_proto::{
     codec::{Codec, Digest},
@@ -15,10 +15,10 @@ use tokio::{
     time::{Instant, interval, sleep},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
 use tracing::{error, info, warn};
 
 use crate::{
+    dial::{Dial, DialError},
     last_good::{Held, LastGood, Told},
     report::{Health, Report},
 };
@@ -38,8 +38,8 @@ const QUEUE: usize = 16;
 pub struct Session {
     /// This node.
     pub node: String,
-    /// URL of the controller.
-    pub controller: String,
+    /// How the controller is reached.
+    pub dial: Dial,
     /// Where what was taken is kept.
     pub last_good: LastGood,
     /// Where what was taken goes.
@@ -54,8 +54,8 @@ pub struct Session {
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// No connection.
-    #[error("cannot reach the controller: {0}")]
-    Connect(#[from] tonic::transport::Error),
+    #[error(transparent)]
+    Dial(#[from] DialError),
     /// The controller refused or the connection broke.
     #[error("{}: {}", .0.code(), .0.message())]
     Refused(#[from] Box<tonic::Status>),
@@ -74,14 +74,14 @@ impl Session {
             // A stream that lived past the longest pause was a good one.
             failures = if began.elapsed() > PAUSE.1 { 0 } else { failures.saturating_add(1) };
             let pause = pause(failures, jitter(&self.node, failures));
-            warn!(node = self.node, controller = self.controller, %error, ?pause, "dialling the controller again");
+            warn!(node = self.node, controller = self.dial.controller, %error, ?pause, "dialling the controller again");
             sleep(pause).await;
         }
     }
 
     async fn once(&mut self) -> Result<std::convert::Infallible, SessionError> {
         let mut client =
-            RouterClient::new(connect(&self.controller).await?).max_decoding_message_size(LONGEST_MESSAGE);
+            RouterClient::new(self.dial.connect().await?).max_decoding_message_size(LONGEST_MESSAGE);
         let (to_controller, queue) = mpsc::channel(QUEUE);
         let say = |message| {
             let to_controller = &to_controller;
@@ -91,8 +91,12 @@ impl Session {
             }
         };
         say(from_agent::Message::Hello(self.hello())).await?;
-        let mut stream = client.sync(ReceiverStream::new(queue)).await.map_err(Box::new)?.into_inner();
-        info!(node = self.node, controller = self.controller, "connected to the controller");
+        let mut request = tonic::Request::new(ReceiverStream::new(queue));
+        if let Some(authorization) = self.dial.authorization().await? {
+            request.metadata_mut().insert("authorization", authorization);
+        }
+        let mut stream = client.sync(request).await.map_err(Box::new)?.into_inner();
+        info!(node = self.node, controller = self.dial.controller, "connected to the controller");
 
         self.report.mark_changed();
         let mut health_tick = interval(HEALTH);
@@ -190,19 +194,6 @@ impl Session {
             error!(%error, "the configuration cannot be kept for the next start; is the state directory writable?");
         }
         self.told.send_modify(|told| told.config = Some(held));
-    }
-}
-
-fn connect(controller: &str) -> impl Future<Output = Result<Channel, tonic::transport::Error>> {
-    let endpoint = Endpoint::from_shared(controller.to_owned());
-    async move {
-        endpoint?
-            .connect_timeout(Duration::from_secs(5))
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(5))
-            .keep_alive_while_idle(true)
-            .connect()
-            .await
     }
 }
 
