@@ -415,6 +415,17 @@ pub struct BgpConfigurationSpec {
     /// ASN of the nodes; absent means 64512.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub as_number: Option<i64>,
+    /// Prefixes of Services' cluster addresses that BIRD announces.
+    #[serde(default, rename = "serviceClusterIPs", skip_serializing_if = "Option::is_none")]
+    pub service_cluster_ips: Option<Vec<ServiceBlock>>,
+}
+
+/// A prefix of the addresses of Services.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ServiceBlock {
+    /// The prefix.
+    #[serde(default)]
+    pub cidr: String,
 }
 
 /// ASN of Calico's nodes where nothing says otherwise.

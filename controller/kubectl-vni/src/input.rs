@@ -18,6 +18,7 @@ use calico_vni_planner::Snapshot;
 use k8s_openapi::api::{
     core::v1::{Namespace, Node},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
 use kube::{
     Api, Client, Config,
@@ -88,6 +89,9 @@ async fn read(client: &Client) -> anyhow::Result<Snapshot> {
     // their defaults.
     objects.extend(list(client, &calico::<IpamConfigSpec>(api)).await?.unwrap_or_default());
     objects.extend(list(client, &calico::<FelixConfigurationSpec>(api)).await?.unwrap_or_default());
+    // Kubernetes serves these only from a later release on too.
+    let service_cidrs = ApiResource::erase::<ServiceCIDR>(&());
+    objects.extend(list(client, &service_cidrs).await?.unwrap_or_default());
     let mut snapshot = Snapshot::from_objects(objects)?;
     snapshot.calico_api = api;
     Ok(snapshot)

@@ -74,6 +74,7 @@ impl Snapshot {
             ("calico-vni.io", "Underlay") => self.underlays.push(read(kind, name, object)?),
             ("v1", "Node") => self.nodes.push(Arc::new(read(kind, name, object)?)),
             ("v1", "Namespace") => self.namespaces.push(read(kind, name, object)?),
+            ("networking.k8s.io", "ServiceCIDR") => self.service_cidrs.push(read(kind, name, object)?),
             ("discovery.k8s.io", "EndpointSlice") => self.endpoint_slices.push(read(kind, name, object)?),
             ("projectcalico.org" | "crd.projectcalico.org", kind) => match kind {
                 "IPPool" => self.pools.push(read(kind, name, object)?),

@@ -20,6 +20,8 @@ pub const ENCAPSULATED: &str = "Encapsulated";
 pub const NAT_OUTGOING: &str = "NatOutgoing";
 /// A pool overlaps what was there before.
 pub const POOL_OVERLAP: &str = "PoolOverlap";
+/// Services were given addresses of a tenant's pool that was there before.
+pub const SERVICES_OVERLAP: &str = "ServicesOverlap";
 
 /// A pool's annotation, or the pool itself, was taken away while pods live in it: it keeps its VRF until they are gone.
 pub const LEAVING: &str = "Leaving";

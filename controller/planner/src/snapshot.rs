@@ -15,6 +15,7 @@ use calico_vni_crds::{
 use k8s_openapi::api::{
     core::v1::{Namespace, Node},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,8 @@ pub struct Snapshot {
     pub felix_configurations: Vec<FelixConfiguration>,
     /// All Namespaces; name, labels, annotations and deletion are used.
     pub namespaces: Vec<Namespace>,
+    /// Prefixes of the addresses of Services, where the cluster serves that kind.
+    pub service_cidrs: Vec<ServiceCIDR>,
     /// EndpointSlices of Services that some Tenant names, or all.
     pub endpoint_slices: Vec<EndpointSlice>,
     /// BGPPeers whose name begins with `calico-vni-`, as they stand.

@@ -52,6 +52,7 @@ fn reversed(snapshot: &Snapshot) -> Snapshot {
     reversed.felix_configurations.reverse();
     reversed.namespaces.reverse();
     reversed.endpoint_slices.reverse();
+    reversed.service_cidrs.reverse();
     reversed
 }
 

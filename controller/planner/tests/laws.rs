@@ -429,6 +429,7 @@ proptest! {
             with.tenants.extend(bad.tenants);
             with.pools.extend(bad.pools);
             with.underlays.extend(bad.underlays);
+            with.service_cidrs.extend(bad.service_cidrs);
             let after = plan(&with);
             prop_assert_eq!(without(&after.peers, touched), without(&before.peers, touched), "{}", what);
             prop_assert_eq!(without(&after.filters, touched), without(&before.filters, touched), "{}", what);

@@ -120,6 +120,19 @@ fn an_underlay_that_is_refused_keeps_its_peers() {
     assert_eq!(told[0].reason, reason::OVERLAPPING_CIDRS);
 }
 
+/// Two refused Underlays that select one Node leave its router as it is no less than one does.
+#[test]
+fn what_a_refused_underlays_routers_have_is_theirs_whoever_else_is_refused() {
+    let (mut rest, _) = racks(65000, 65000);
+    rest.underlays.iter_mut().find(|u| u.metadata.name.as_deref() == Some("a")).unwrap().spec.mtu = Some(1);
+    let mut bad = underlay("c", 7, 64512, "10.253.0.0/24");
+    bad["spec"]["nodeSelector"] = json!({});
+    let thief = underlay("d", 9, 65000, "10.254.0.0/16");
+    rest.underlays.extend(Snapshot::from_objects([bad, thief]).unwrap().underlays);
+    let notices = plan(&rest).notices;
+    assert!(notices.iter().any(|n| n.reason == reason::OVERLAPPING_CIDRS), "{notices:?}");
+}
+
 /// Names, values and ASNs are settled among Underlays that work.
 #[test]
 fn no_bad_object_moves_a_rack_to_another_peer() {

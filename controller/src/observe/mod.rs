@@ -24,6 +24,7 @@ use futures::{FutureExt, future::BoxFuture};
 use k8s_openapi::api::{
     core::v1::{Namespace, Node},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
 use kube::{
     Client, Resource, ResourceExt,
@@ -66,6 +67,7 @@ pub struct Stores {
     ipam_configs: Option<Store<IpamConfig>>,
     felix_configurations: Option<Store<FelixConfiguration>>,
     namespaces: Store<Namespace>,
+    service_cidrs: Option<Store<ServiceCIDR>>,
     endpoint_slices: Store<EndpointSlice>,
     /// Which EndpointSlices are watched; nothing before the Tenants are known.
     services: watch::Sender<Option<watcher::Config>>,
@@ -102,6 +104,7 @@ impl Stores {
             namespaces: start.reflect((), "Namespace", namespace),
             endpoint_slices: start.follow((), "EndpointSlice", endpoint_slice, selection),
             services,
+            service_cidrs: served.service_cidr.then(|| start.reflect((), "ServiceCIDR", |_| true)),
             pools: start.reflect(api, "IPPool", |_| true),
             blocks: start.reflect(api, "BlockAffinity", |_| true),
             bgp_configurations: start.reflect(api, "BGPConfiguration", |_| true),
@@ -143,6 +146,9 @@ impl Stores {
         if let Some(store) = &self.felix_configurations {
             waiting.push(("FelixConfiguration", store.wait_until_ready().boxed()));
         }
+        if let Some(store) = &self.service_cidrs {
+            waiting.push(("ServiceCIDR", store.wait_until_ready().boxed()));
+        }
         for (kind, ready) in waiting {
             told(kind, ready).await?;
         }
@@ -174,6 +180,7 @@ impl Stores {
             ipam_configs: self.ipam_configs.as_ref().map(list).unwrap_or_default(),
             felix_configurations: self.felix_configurations.as_ref().map(list).unwrap_or_default(),
             namespaces: list(&self.namespaces),
+            service_cidrs: self.service_cidrs.as_ref().map(list).unwrap_or_default(),
             endpoint_slices: list(&self.endpoint_slices),
             peers: peers.values().filter_map(|o| DynamicObject::clone(o).try_parse().ok()).collect(),
             filters: filters.values().filter_map(|o| DynamicObject::clone(o).try_parse().ok()).collect(),

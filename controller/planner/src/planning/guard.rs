@@ -34,10 +34,11 @@ pub(super) fn guard(snapshot: &Snapshot, valid: &Validated<'_>) -> Guard {
     }
     // What no pod should have for an address is not shut to everybody because a pool claims it. But a prefix so wide
     // that whole pools lie in it opens none of them.
+    let narrow = |net: &IpNet| !closed.iter().any(|pool| net.contains(pool));
     for settings in valid.underlays.iter().filter_map(Underlay::accepted) {
-        let narrow = |net: &IpNet| !closed.iter().any(|pool| net.contains(pool));
         open.extend(settings.prefixes().map(|(_, net)| net).filter(narrow));
     }
+    open.extend(valid.services.iter().map(|service| service.net).filter(narrow));
     Guard { tenants, quarantined: prefix::subtract(&closed, &open), services: Vec::new() }
 }
 

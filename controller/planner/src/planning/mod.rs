@@ -80,7 +80,8 @@ fn finished(snapshot: &Snapshot, valid: &Validated<'_>, placement: &Placement) -
     left.retain(|name| {
         let [plain, v6] = calico::object_names(name);
         // A BGPPeer for a second ASN has that in its name, after a dot.
-        let of_tenant = |object: &&str| **object == plain || **object == v6 || object.starts_with(&format!("{plain}."));
+        let of_tenant =
+            |object: &&str| **object == plain || **object == v6 || object.starts_with(&format!("{plain}."));
         !standing.iter().any(|object| of_tenant(&object))
     });
     // A router whose Node is gone can be told nothing, so nothing waits for it.
@@ -103,6 +104,9 @@ fn notices(valid: &Validated<'_>) -> BTreeSet<Notice> {
         // That its Tenant goes is no surprise to whoever deleted it.
         if pool.leaving && pool.verdict.is_none() {
             notices.insert(notice(About::Pool(pool.name.to_owned()), &status::leaving(pool)));
+        }
+        if let Some(verdict) = &pool.told {
+            notices.insert(notice(About::Pool(pool.name.to_owned()), verdict));
         }
         if let Some(verdict) = pool.verdict.as_ref().filter(|v| v.reason != reason::TENANT_TERMINATING) {
             notices.insert(notice(About::Pool(pool.name.to_owned()), verdict));

@@ -8,6 +8,7 @@ mod allocate;
 mod nodes;
 mod pools;
 pub(crate) mod preconditions;
+mod services;
 mod tenants;
 mod underlays;
 
@@ -16,13 +17,14 @@ use std::{borrow::Cow, collections::BTreeMap};
 use calico_vni_crds::keys;
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
 
+pub(crate) use self::underlays::asn_of;
 pub use self::{
     nodes::{Node, Seat},
     pools::{Claim, Pool},
+    services::ServicePrefix,
     tenants::Tenant,
     underlays::Underlay,
 };
-pub(crate) use self::underlays::asn_of;
 use crate::{
     Snapshot,
     plan::{Allocations, TenantAllocation},
@@ -63,6 +65,8 @@ pub struct Validated<'a> {
     pub plain_asn: Option<u32>,
     /// Pools.
     pub pools: Vec<Pool<'a>>,
+    /// Where Services have their addresses.
+    pub services: Vec<ServicePrefix<'a>>,
     /// What has to be kept before it may be used.
     pub allocations: Allocations,
 }
@@ -86,7 +90,8 @@ pub fn validate(snapshot: &Snapshot) -> Validated<'_> {
     let mut underlays = underlays::parse(snapshot);
     underlays::select(&mut underlays, &nodes);
     preconditions::refuse(snapshot, &mut underlays);
-    let fabric = underlays::judge(&mut underlays, &nodes, calico_asn);
+    let services = services::parse(snapshot);
+    let fabric = underlays::judge(&mut underlays, &nodes, &services, calico_asn);
     let mut allocations =
         Allocations { nodes: nodes::seat(&mut nodes, &underlays), tenants: BTreeMap::new() };
 
@@ -108,9 +113,20 @@ pub fn validate(snapshot: &Snapshot) -> Validated<'_> {
     };
     allocations.tenants = allocate::tenants(&mut tenants, &pools, &ranges, link_capacity, carried);
     let running = allocate::running(&tenants);
-    pools::judge(&mut pools, &mut tenants, &underlays);
+    pools::judge(&mut pools, &mut tenants, &underlays, &services);
     let plain_asn = underlays::plain_asn(snapshot, &underlays, &nodes);
-    Validated { calico_asn, underlays, fabric, nodes, tenants, running, plain_asn, pools, allocations }
+    Validated {
+        calico_asn,
+        underlays,
+        fabric,
+        nodes,
+        tenants,
+        running,
+        plain_asn,
+        pools,
+        services,
+        allocations,
+    }
 }
 
 /// Who was first: by creation, then by name. An object that is not in a cluster yet comes after all that are.

@@ -9,7 +9,7 @@ use calico_vni_crds::{
 use calico_vni_proto::names::VNI_MAX;
 use ipnet::IpNet;
 
-use super::{Age, Tenant, Underlay, Verdict, age};
+use super::{Age, ServicePrefix, Tenant, Underlay, Verdict, age};
 use crate::{
     prefix::{self, Span},
     reason,
@@ -33,6 +33,8 @@ pub struct Pool<'a> {
     pub annotated_vni: Option<u32>,
     /// Why its pods are quarantined; of a plain one, what has to be told.
     pub verdict: Option<Verdict>,
+    /// What has to be told of an accepted one all the same.
+    pub told: Option<Verdict>,
     /// Whether it belongs to its tenant only because blocks of it are live: its annotation is gone, or it is itself.
     pub leaving: bool,
     annotated_tenant: Option<String>,
@@ -100,6 +102,7 @@ fn pool(object: &IpPool) -> Pool<'_> {
         claim: if vni.is_none() && annotated_tenant.is_none() { Claim::Plain } else { Claim::Nobody },
         annotated_vni: None,
         verdict: None,
+        told: None,
         leaving: false,
         annotated_tenant,
     };
@@ -254,6 +257,7 @@ pub(super) fn remember<'a>(snapshot: &'a Snapshot, pools: &mut Vec<Pool<'a>>, te
                         claim: Claim::Tenant(t),
                         annotated_vni: None,
                         verdict: None,
+                        told: None,
                         leaving: true,
                         annotated_tenant: None,
                     });
@@ -287,8 +291,13 @@ fn largest(blocks: &[(Span, u8)], pool: &IpNet) -> Option<u8> {
 }
 
 /// Judges each pool that names a tenant, and gives the accepted ones to their tenants.
-pub(super) fn judge(pools: &mut [Pool<'_>], tenants: &mut [Tenant<'_>], underlays: &[Underlay<'_>]) {
-    let mut overlaps = overlaps(pools, underlays);
+pub(super) fn judge(
+    pools: &mut [Pool<'_>],
+    tenants: &mut [Tenant<'_>],
+    underlays: &[Underlay<'_>],
+    services: &[ServicePrefix<'_>],
+) {
+    let (mut overlaps, covered) = overlaps(pools, underlays, services);
     let mut surrounded = Vec::new();
     for (p, pool) in pools.iter_mut().enumerate() {
         if pool.claim == Claim::Plain {
@@ -333,6 +342,14 @@ pub(super) fn judge(pools: &mut [Pool<'_>], tenants: &mut [Tenant<'_>], underlay
             pools[other].name, tenants[t].name
         );
         pools[p].verdict = Some(Verdict::new(reason::POOL_OVERLAP, message));
+    }
+    for (p, service) in covered {
+        let (Some(_), Some(cidr)) = (pools[p].accepted(), pools[p].cidr) else { continue };
+        let ServicePrefix { net, from, .. } = &services[service];
+        let message = format!(
+            "spec.cidr: {cidr} overlaps {net} ({from}), which is newer: a Service and a pod may come to have one address; take that prefix away again, or move the pods to another pool"
+        );
+        pools[p].told = Some(Verdict::new(reason::SERVICES_OVERLAP, message));
     }
     for tenant in tenants {
         tenant.pools.sort_by_key(|&p| pools[p].cidr);
@@ -399,21 +416,34 @@ fn shared(pool: &Pool<'_>, tenant: &Tenant<'_>) -> Option<Verdict> {
     ))
 }
 
-/// Who gives way in an overlap: the later in this order, whether a tenant's or not, so that no new pool takes addresses
-/// from an old one. An older pool counts even when it is refused itself, for its pods may hold the addresses in question.
+/// Who gives way in an overlap: the later in this order, whether a tenant's or not, so that no new pool, nor a new
+/// prefix for Services, takes addresses from an old one. An older pool counts even when it is refused itself, for its pods may hold the addresses in question.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Rank<'a> {
     Underlay(&'a str, &'static str, usize),
-    Pool(Age<'a>, usize),
+    Object(Age<'a>, Whose),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Whose {
+    Service(usize),
+    Pool(usize),
 }
 
 /// Of each pool that gives way: the pool that it gives way to, where it is one, and why.
-fn overlaps(pools: &[Pool<'_>], underlays: &[Underlay<'_>]) -> BTreeMap<usize, (Option<usize>, Verdict)> {
+type GivesWay = BTreeMap<usize, (Option<usize>, Verdict)>;
+
+/// Which pools give way; and each pool to which a prefix of Services does, with that prefix.
+fn overlaps(
+    pools: &[Pool<'_>],
+    underlays: &[Underlay<'_>],
+    services: &[ServicePrefix<'_>],
+) -> (GivesWay, Vec<(usize, usize)>) {
     let mut items: Vec<(IpNet, Rank<'_>)> = Vec::with_capacity(pools.len());
     let mut owners = Vec::with_capacity(pools.len());
     for (p, pool) in pools.iter().enumerate() {
         let Some(net) = pool.cidr else { continue };
-        items.push((net, Rank::Pool(pool.age(), p)));
+        items.push((net, Rank::Object(pool.age(), Whose::Pool(p))));
         owners.push(p);
     }
     for underlay in underlays {
@@ -422,24 +452,34 @@ fn overlaps(pools: &[Pool<'_>], underlays: &[Underlay<'_>]) -> BTreeMap<usize, (
             items.push((net, Rank::Underlay(underlay.name, field, i)));
         }
     }
+    let first_service = items.len();
+    for (s, service) in services.iter().enumerate() {
+        items.push((service.net, Rank::Object(service.age, Whose::Service(s))));
+    }
     let strongest = prefix::strongest_overlaps(&items);
     let found = owners.iter().enumerate().filter_map(|(i, &p)| {
         let (net, rank) = &items[strongest[i]?];
         let (pool, other) = match rank {
             Rank::Underlay(name, field, _) => (None, format!("spec.{field} of Underlay `{name}`")),
-            Rank::Pool((_, _, name), q) if pools[*q].claim == Claim::Plain => {
+            Rank::Object(_, Whose::Service(s)) => (None, services[*s].from.clone()),
+            Rank::Object((_, _, name), Whose::Pool(q)) if pools[*q].claim == Claim::Plain => {
                 (Some(*q), format!("IPPool `{name}`, which is older and no tenant's"))
             }
-            Rank::Pool((_, _, name), q) if matches!(pools[*q].object, Cow::Owned(_)) => {
+            Rank::Object((_, _, name), Whose::Pool(q)) if matches!(pools[*q].object, Cow::Owned(_)) => {
                 (Some(*q), format!("IPPool `{name}`, which is gone but has live blocks"))
             }
-            Rank::Pool((_, _, name), q) => (Some(*q), format!("IPPool `{name}`, which is older")),
+            Rank::Object((_, _, name), Whose::Pool(q)) => (Some(*q), format!("IPPool `{name}`, which is older")),
         };
         let cidr = items[i].0;
         let message = format!("spec.cidr: {cidr} overlaps {net} of {other}; a tenant's pods need addresses of their own, so make this pool again with another prefix");
         Some((p, (pool, Verdict::new(reason::POOL_OVERLAP, message))))
     });
-    found.collect()
+    let found = found.collect();
+    let covered = (0..services.len()).filter_map(|s| match items[strongest[first_service + s]?].1 {
+        Rank::Object(_, Whose::Pool(p)) => Some((p, s)),
+        _ => None,
+    });
+    (found, covered.collect())
 }
 
 #[cfg(test)]

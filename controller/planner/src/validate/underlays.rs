@@ -15,7 +15,7 @@ use calico_vni_proto::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use kube::core::{Selector, SelectorExt};
 
-use super::{Age, Node, Seat, Verdict, age};
+use super::{Age, Node, Seat, ServicePrefix, Verdict, age};
 use crate::{Snapshot, prefix, reason};
 
 /// An Underlay.
@@ -67,12 +67,16 @@ impl Settings {
 
     /// Prefixes in which no pod may live, with the field that each is from.
     pub fn prefixes(&self) -> impl Iterator<Item = (&'static str, IpNet)> {
-        let fixed = [
+        self.own_prefixes().into_iter().chain(self.shared.iter().map(|net| ("sharedCIDRs", *net)))
+    }
+
+    /// Those of them that the routers take addresses of.
+    fn own_prefixes(&self) -> [(&'static str, IpNet); 3] {
+        [
             ("vtepCIDR", self.vtep.into()),
             ("hostLinkCIDR", self.link_v4.into()),
             ("hostLinkCIDRv6", self.link_v6.into()),
-        ];
-        fixed.into_iter().chain(self.shared.iter().map(|net| ("sharedCIDRs", *net)))
+        ]
     }
 
     /// How many routers fit: all addresses but the first and the last.
@@ -158,8 +162,14 @@ pub(super) fn select(underlays: &mut [Underlay<'_>], nodes: &[Node<'_>]) {
     }
 }
 
-/// Compares each with Calico's settings and with the accepted ones that are older; returns the oldest accepted one.
-pub(super) fn judge(underlays: &mut [Underlay<'_>], nodes: &[Node<'_>], calico_asn: u32) -> Option<usize> {
+/// Compares each with Calico's settings, with the Services and with the accepted ones that are older; returns the oldest
+/// accepted one.
+pub(super) fn judge(
+    underlays: &mut [Underlay<'_>],
+    nodes: &[Node<'_>],
+    services: &[ServicePrefix<'_>],
+    calico_asn: u32,
+) -> Option<usize> {
     let mut by_age: Vec<usize> = (0..underlays.len()).collect();
     by_age.sort_by_key(|&u| underlays[u].age);
     let mut accepted: Vec<usize> = Vec::new();
@@ -167,10 +177,11 @@ pub(super) fn judge(underlays: &mut [Underlay<'_>], nodes: &[Node<'_>], calico_a
         let Ok(settings) = &underlays[u].settings else { continue };
         let mut older = accepted.iter().filter_map(|&o| Some((underlays[o].name, underlays[o].accepted()?)));
         let verdict = same_asn(settings, &underlays[u].nodes, nodes, calico_asn)
+            .or_else(|| holds_services(settings, services))
             .or_else(|| older.next().and_then(|(name, first)| differs(settings, name, first)))
             .or_else(|| {
                 let defending = by_age.iter().take_while(|&&o| o != u).filter(|&&o| {
-                    underlays[o].accepted().is_some() || has_running_nodes(underlays, o, nodes)
+                    underlays[o].accepted().is_some() || has_running_nodes(underlays, o, u, &accepted, nodes)
                 });
                 defending.copied().find_map(|o| shares_vteps(settings, &underlays[o]))
             });
@@ -198,6 +209,20 @@ fn same_asn(settings: &Settings, selected: &[usize], nodes: &[Node<'_>], calico_
     ))
 }
 
+/// What Services share with others' addresses is theirs. `sharedCIDRs` alone may hold them: that is what it is for.
+fn holds_services(settings: &Settings, services: &[ServicePrefix<'_>]) -> Option<Verdict> {
+    settings.own_prefixes().into_iter().find_map(|(field, net)| {
+        let service = services.iter().find(|s| prefix::overlap(&s.net, &net))?;
+        Some(Verdict::new(
+            reason::OVERLAPPING_CIDRS,
+            format!(
+                "spec.{field}: {net} overlaps {} ({}); Services answer at those addresses, so give the Underlay a prefix of its own",
+                service.net, service.from
+            ),
+        ))
+    })
+}
+
 fn differs(settings: &Settings, name: &str, first: &Settings) -> Option<Verdict> {
     let same = settings.link_v4 == first.link_v4 && settings.link_v6 == first.link_v6;
     (!same).then(|| {
@@ -211,13 +236,18 @@ fn differs(settings: &Settings, name: &str, first: &Settings) -> Option<Verdict>
     })
 }
 
-/// Whether an Underlay that is not accepted has nodes all the same, which nobody else selects and which keep a number: what
-/// they run with stays theirs.
-fn has_running_nodes(underlays: &[Underlay<'_>], u: usize, nodes: &[Node<'_>]) -> bool {
-    let alone = |n: &usize| {
-        underlays.iter().enumerate().all(|(o, other)| o == u || other.nodes.binary_search(n).is_err())
-    };
-    underlays[u].nodes.iter().any(|n| nodes[*n].keeps_a_number() && alone(n))
+/// Whether an Underlay that is not accepted has nodes all the same, which keep a number: what they run with stays theirs,
+/// unless the newcomer selects them itself or an accepted one does. Of Underlays that are younger nothing depends on it.
+fn has_running_nodes(
+    underlays: &[Underlay<'_>],
+    refused: usize,
+    newcomer: usize,
+    accepted: &[usize],
+    nodes: &[Node<'_>],
+) -> bool {
+    let takes_over = |o: usize, n: &usize| underlays[o].nodes.binary_search(n).is_ok();
+    let mut keeping = underlays[refused].nodes.iter().filter(|n| nodes[**n].keeps_a_number());
+    keeping.any(|n| !takes_over(newcomer, n) && !accepted.iter().any(|&o| takes_over(o, n)))
 }
 
 fn shares_vteps(settings: &Settings, other: &Underlay<'_>) -> Option<Verdict> {

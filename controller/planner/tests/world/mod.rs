@@ -316,6 +316,10 @@ pub fn bad_objects() -> Vec<(&'static str, Vec<Value>, Option<&'static str>)> {
     let plain = json!({
         "apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": { "name": "plain" }, "spec": { "cidr": "10.60.0.0/16", "assignmentMode": "Manual" },
     });
+    let services = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": { "name": "zz-services", "creationTimestamp": "2025-12-01T00:00:00Z" }, "spec": { "cidrs": ["10.55.0.0/16"] },
+    });
     vec![
         ("a VNI of 0", vec![pool("10.50.0.0/16", vni("0"), json!({}))], None),
         ("a VNI that is a word", vec![pool("10.1.0.0/16", vni("abc"), json!({}))], None),
@@ -330,6 +334,11 @@ pub fn bad_objects() -> Vec<(&'static str, Vec<Value>, Option<&'static str>)> {
             "a pool of nobody",
             vec![pool("10.52.0.0/16", json!({ "calico-vni.io/tenant": "nobody" }), json!({}))],
             None,
+        ),
+        (
+            "a pool among Services",
+            vec![pool("10.55.4.0/24", vni("1009"), json!({})), services],
+            Some("vni-1009"),
         ),
         ("a tenant with another's VNI", vec![tenant(json!({ "vni": 1001 }))], Some("zz-bad")),
         (
