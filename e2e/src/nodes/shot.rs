@@ -76,6 +76,9 @@ fn lock(counts: &Mutex<HashMap<(String, u16), u64>>) -> MutexGuard<'_, HashMap<(
     counts.lock().expect("counting does not panic")
 }
 
+/// Sends one packet.
+type Send = dyn Fn(&Packet) -> std::io::Result<usize>;
+
 /// Sends a shot in the namespace of the current thread.
 fn send(shot: &Shot, id: u16) -> Result<Landed> {
     let kind = if shot.port.is_some() { Kind::Syn } else { Kind::EchoRequest };
@@ -87,7 +90,7 @@ fn send(shot: &Shot, id: u16) -> Result<Landed> {
         port: shot.port.unwrap_or(0),
         number,
     };
-    let by: Box<dyn Fn(&Packet) -> std::io::Result<usize>> = if let Some(tunnel) = shot.tunnel.clone() {
+    let by: Box<Send> = if let Some(tunnel) = shot.tunnel.clone() {
         let socket =
             UdpSocket::bind((tunnel.from, 0)).with_context(|| format!("speak as {}", tunnel.from))?;
         Box::new(move |packet| socket.send_to(&encapsulated(packet, &tunnel), (tunnel.to, VXLAN_PORT)))

@@ -224,8 +224,7 @@ async fn from_the_flat_network(world: &World, places: &Places) -> Result<()> {
     to_node.plain(outside, red, node, false);
     to_node.plain(outside, outside, node, true);
     let rules = behind_the_guard([("forged", red), ("own", outside)], node);
-    let command = [&["nft"][..], &[rules.as_str()]].concat();
-    world.lab.nodes().run(&node.netns, &command).await?;
+    world.lab.nodes().run(&node.netns, &["nft", &rules]).await?;
     let growth = Growth::begin(world, &nodes[..1], RED_DROPS).await?;
     world.lab.nodes().shoot(to_node.shots.clone()).await?;
     let argv = ["nft", "-j", "list", "counters", "table", "inet", "lab"];
@@ -246,16 +245,18 @@ async fn from_the_flat_network(world: &World, places: &Places) -> Result<()> {
 
 /// Rules that count what these sources send to a node, where the guard has let it in.
 fn behind_the_guard(sources: [(&str, &Place); 2], node: &Place) -> String {
-    let mut text = String::from("add table inet lab; ");
-    text += "add chain inet lab input { type filter hook input priority 100; }; ";
+    let mut lines = vec![
+        "add table inet lab".to_owned(),
+        "add chain inet lab input { type filter hook input priority 100; }".to_owned(),
+    ];
     for (counter, source) in sources {
-        text += &format!("add counter inet lab {counter}; ");
+        lines.push(format!("add counter inet lab {counter}"));
         for (ip, family) in [("ip", Family::V4), ("ip6", Family::V6)] {
             let (from, to) = (source.addresses.of(family), node.addresses.of(family));
-            text += &format!(
-                "add rule inet lab input {ip} saddr {from} {ip} daddr {to} counter name {counter}; "
-            );
+            lines.push(format!(
+                "add rule inet lab input {ip} saddr {from} {ip} daddr {to} counter name {counter}"
+            ));
         }
     }
-    text
+    lines.join("; ")
 }

@@ -177,6 +177,12 @@ async fn of_a_foreign_vni(world: &World, places: &Places, node: &Node, end: &End
     let seen = super::read_counters(&world.lab.nodes().run(&router, &argv).await?)?;
     world.lab.nodes().run(&router, &["nft", "delete", "table", "inet", "lab"]).await?;
     shot?;
+    ensure!(
+        seen["nobodys"] >= nobodys.forbidden(),
+        "{} of {} came to the router",
+        seen["nobodys"],
+        nobodys.forbidden()
+    );
     step!("tunnel packets with a VNI of nobody: {} came to the router, none to the pod", seen["nobodys"]);
 
     let mut blues = Shots::new();
