@@ -17,8 +17,8 @@ mod boot;
 mod node;
 mod tenant;
 
-/// From one round of requests to the next.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Milliseconds from one round of requests to the next.
+const PAUSE_MS: u64 = 100;
 
 /// Rounds that go on before and after what happens.
 const ROUNDS: u64 = 10;
@@ -50,7 +50,11 @@ impl Through {
             }
         }
         let flows = cells.iter().map(|cell| steady::flow(cell, &places)).collect();
-        let through = Self { steady: Steady::start(world.lab.nodes(), PAUSE, flows).await?, places, cells };
+        let through = Self {
+            steady: Steady::start(world.lab.nodes(), Duration::from_millis(PAUSE_MS), flows).await?,
+            places,
+            cells,
+        };
         through.flow().await?;
         Ok(through)
     }
@@ -84,14 +88,21 @@ impl Through {
         .await
     }
 
-    /// Lets the flows go on for some more rounds, ends them and judges.
+    /// Lets the flows go on for some more rounds, ends them and judges: nothing forbidden may have arrived.
     pub async fn end(self, what: &str) -> Result<()> {
+        self.end_with(what, 0).await
+    }
+
+    /// The same for what opens the node for a moment: of each forbidden flow at most `most` packets may have arrived.
+    pub async fn end_with(self, what: &str, most: u64) -> Result<()> {
         self.flow().await?;
         let results = self.steady.stop().await?;
-        let sum = steady::judge(&self.places, &self.cells, &results).with_context(|| what.to_owned())?;
+        let sum =
+            steady::judge(&self.places, &self.cells, &results, most).with_context(|| what.to_owned())?;
         step!(
-            "{what}: of {} forbidden packets none arrived; of {} permitted ones {} had no answer, the longest gap was {:.1} s",
+            "{what}: of {} forbidden packets {} arrived; of {} permitted ones {} had no answer, the longest gap was {:.1} s",
             sum.forbidden,
+            sum.leaked,
             sum.permitted,
             sum.lost,
             sum.longest_gap.as_secs_f64()
