@@ -491,6 +491,23 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_asn_is_that_of_the_configuration_that_was_acknowledged() {
+        let (agents, _) = table();
+        agents.offer([("n1".to_owned(), offer(b"g", b"a"))].into());
+        let session = agents.join("n1", "1");
+        session.health(wire::Health { frr_running: true, ..Default::default() });
+        session.applied(applied(b"a", &[]));
+        assert_eq!(agents.said()["n1"].asn, Some(65000));
+        let moved = Offer { asn: Some(65001), ..offer(b"g", b"b") };
+        agents.offer([("n1".to_owned(), moved)].into());
+        assert_eq!(agents.said()["n1"].asn, Some(65000), "what is offered is not held yet");
+        session.applied(applied(b"a", &[]));
+        assert_eq!(agents.said()["n1"].asn, Some(65000), "nor by a late word on what was before");
+        session.applied(applied(b"b", &[]));
+        assert_eq!(agents.said()["n1"].asn, Some(65001));
+    }
+
+    #[test]
     fn offers_reach_known_nodes_and_only_when_they_differ() {
         let (agents, _) = table();
         let mut early = agents.join("n1", "1");
