@@ -66,12 +66,12 @@ async fn token(stage: &Stage, account: &str, audience: Option<&str>, pod: Option
         name: Some(pod.name_any()),
         uid: pod.uid(),
     });
-    let audiences = audience.into_iter().map(str::to_owned).collect();
+    let audiences = audience.map(|audience| vec![audience.to_owned()]);
     let spec = TokenRequestSpec { audiences, bound_object_ref, expiration_seconds: Some(600) };
-    let request = TokenRequest { spec, ..TokenRequest::default() };
+    let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
     let accounts: Api<ServiceAccount> = Api::namespaced(stage.client.clone(), NAMESPACE);
     let answer = accounts.create_token_request(account, &PostParams::default(), &request).await.unwrap();
-    answer.status.unwrap().token
+    answer.status.unwrap().token.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
