@@ -27,7 +27,8 @@ const ROUNDS: u64 = 10;
 pub async fn play(world: &mut World) -> Result<()> {
     node::play(world).await?;
     tenant::play(world).await?;
-    boot::play(world).await
+    boot::play(world).await?;
+    node::vrf_deleted(world).await
 }
 
 /// Flows that go on through one transition.

@@ -24,30 +24,18 @@ pub async fn play(world: &World) -> Result<()> {
 /// Something that is taken away by hand.
 struct Breakage {
     what: &'static str,
-    /// In the router's namespace; otherwise in the node's.
-    in_router: bool,
     commands: &'static [&'static [&'static str]],
 }
 
-const BREAKAGES: [Breakage; 3] = [
+const BREAKAGES: [Breakage; 2] = [
     Breakage {
         what: "policy rules of a node flushed",
-        in_router: false,
         commands: &[
             &["ip", "rule", "flush", "protocol", "118"],
             &["ip", "-6", "rule", "flush", "protocol", "118"],
         ],
     },
-    Breakage {
-        what: "a tenant's link set down",
-        in_router: false,
-        commands: &[&["ip", "link", "set", "cv1001", "down"]],
-    },
-    Breakage {
-        what: "a VRF deleted by hand",
-        in_router: true,
-        commands: &[&["ip", "link", "del", "vrf1001"]],
-    },
+    Breakage { what: "a tenant's link set down", commands: &[&["ip", "link", "set", "cv1001", "down"]] },
 ];
 
 async fn agent_killed(world: &World) -> Result<()> {
@@ -65,8 +53,9 @@ async fn agent_without_memory(world: &World) -> Result<()> {
     let through = Through::start(world, places(world, &["red", "blue"])).await?;
     let node = &world.lab.members[0];
     world.router(node).kill_agent(world).await?;
-    for file in ["guard", "config", "guard.loaded"] {
-        world.lab.nodes().remove(&world.router(node).state_file(file)).await?;
+    for file in ["guard.last-good", "config.last-good", "guard.loaded"] {
+        // It fails when there is no such file.
+        world.lab.nodes().run(&node.name, &["rm", &world.router(node).state_file(file)]).await?;
     }
     world.router(node).start_agent(world).await?;
     world.in_step(node, PATIENCE).await?;
@@ -76,9 +65,8 @@ async fn agent_without_memory(world: &World) -> Result<()> {
 async fn by_hand(world: &World, breakage: &Breakage) -> Result<()> {
     let through = Through::start(world, places(world, &["red", "blue"])).await?;
     let node = &world.lab.members[0];
-    let netns = if breakage.in_router { node.router() } else { node.name.clone() };
     for command in breakage.commands {
-        world.lab.nodes().run(&netns, command).await?;
+        world.lab.nodes().run(&node.name, command).await?;
     }
     in_step_again(world, breakage.what).await?;
     through.end(breakage.what).await
@@ -100,6 +88,15 @@ async fn guard_flushed(world: &World) -> Result<()> {
     let tables = world.lab.nodes().run(&node.name, &["nft", "list", "tables"]).await?;
     ensure!(tables.lines().any(|table| table == "table inet calico-vni"), "{tables}");
     through.end_with("all nft rules of a node flushed", UNGUARDED).await
+}
+
+/// A VRF of node n1's router goes, and with it what FRR has put into it.
+pub async fn vrf_deleted(world: &World) -> Result<()> {
+    let through = Through::start(world, places(world, &["red", "blue"])).await?;
+    let node = &world.lab.members[0];
+    world.lab.nodes().run(&node.router(), &["ip", "link", "del", "vrf1001"]).await?;
+    in_step_again(world, "a VRF deleted by hand").await?;
+    through.end("a VRF deleted by hand").await
 }
 
 async fn frr_down(world: &World) -> Result<()> {

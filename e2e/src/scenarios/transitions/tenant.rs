@@ -16,8 +16,8 @@ const GREY: [(&str, &str); 2] = [("grey", "10.203.0.0/16"), ("grey-v6", "fd00:20
 /// Plays them.
 pub async fn play(world: &mut World) -> Result<()> {
     let node = world.lab.members[0].clone();
-    let (config, before) =
-        (world.router(&node).state_file("config"), world.router(&node).state_file("config.before"));
+    let file = |name| world.router(&node).state_file(name);
+    let (config, before) = (file("config.last-good"), file("config.before"));
     world.lab.nodes().run(&node.name, &["cp", &config, &before]).await?;
     tenant_added(world).await?;
     older_configuration(world, &config, &before).await?;
