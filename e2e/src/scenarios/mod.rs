@@ -32,7 +32,7 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which they can be played: the others stand on what the first one makes.
-pub const ALL: [Scenario; 11] = [
+pub const ALL: [Scenario; 12] = [
     Scenario {
         name: "demo",
         shows: "an annotated pool and a Tenant become VRFs; tenants reach their own and nobody else",
@@ -79,6 +79,11 @@ pub const ALL: [Scenario; 11] = [
         play: |world| Box::pin(many_vrfs::play(world)),
     },
     Scenario {
+        name: "vrf_deleted",
+        shows: "a VRF that is deleted by hand lets nothing forbidden through and comes back",
+        play: |world| Box::pin(transitions::vrf_deleted(world)),
+    },
+    Scenario {
         name: "controller_gone",
         shows: "without the controller nothing moves, and a new one changes nothing",
         play: |world| Box::pin(controller_gone::play(world)),
@@ -90,12 +95,13 @@ pub const ALL: [Scenario; 11] = [
     },
 ];
 
-/// Scenarios that take an emulated machine many minutes: they are played when their whole name is asked for.
-const LONG: [&str; 1] = ["many_vrfs"];
+/// Scenarios that are played only when their whole name is asked for: the first takes an emulated machine many minutes, and
+/// in the second FRR 8.4 does not take up the new VRF's tunnel yet (docs/architecture.md, "Known gaps").
+const BY_NAME: [&str; 2] = ["many_vrfs", "vrf_deleted"];
 
 /// Plays the first and those whose names contain `filter`, one after the other, and says how each went.
 pub async fn play(world: &mut World, filter: &str) -> Result<()> {
-    let asked = |name: &str| name == filter || (name.contains(filter) && !LONG.contains(&name));
+    let asked = |name: &str| name == filter || (name.contains(filter) && !BY_NAME.contains(&name));
     let chosen: Vec<&Scenario> = ALL.iter().filter(|s| s.name == ALL[0].name || asked(s.name)).collect();
     if !ALL.iter().any(|s| s.name.contains(filter)) {
         let names: Vec<_> = ALL.iter().map(|s| s.name).collect();

@@ -27,7 +27,11 @@ const ROUNDS: u64 = 10;
 pub async fn play(world: &mut World) -> Result<()> {
     node::play(world).await?;
     tenant::play(world).await?;
-    boot::play(world).await?;
+    boot::play(world).await
+}
+
+/// Plays the loss of a VRF's device alone.
+pub async fn vrf_deleted(world: &mut World) -> Result<()> {
     node::vrf_deleted(world).await
 }
 
