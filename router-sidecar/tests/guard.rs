@@ -5,11 +5,12 @@
 //! Needs root.
 
 use std::{
+    io::ErrorKind,
     net::{IpAddr, SocketAddr, UdpSocket},
     path::PathBuf,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use calico_vni_proto::model::{
@@ -212,7 +213,17 @@ fn ruleset(services: &[&str]) -> Ruleset {
 /// A socket on that address in a namespace.
 fn socket(space: &Space, address: &str, port: u16) -> UdpSocket {
     let address = SocketAddr::new(address.parse::<IpAddr>().unwrap(), port);
-    space.netns.run(|| UdpSocket::bind(address)).unwrap().unwrap_or_else(|e| panic!("{address}: {e}"))
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match space.netns.run(|| UdpSocket::bind(address)).unwrap() {
+            Ok(socket) => return socket,
+            // A program that another test starts holds copies of all sockets until it runs.
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::yield_now();
+            }
+            Err(error) => panic!("{address}: {error}"),
+        }
+    }
 }
 
 /// Whether something sent with that source arrives. What passes is given time; what does not is not waited for long.
@@ -224,6 +235,10 @@ fn arrives(from: (&Space, &str), to: (&Space, &str, u16), passes: bool) -> bool 
 
 fn send(source: &UdpSocket, target: &UdpSocket, passes: bool) -> bool {
     let (tries, patience) = if passes { (20, 500) } else { (2, 200) };
+    // What came late, after another try of an earlier call, is not of this one.
+    target.set_nonblocking(true).unwrap();
+    while target.recv_from(&mut [0; 16]).is_ok() {}
+    target.set_nonblocking(false).unwrap();
     target.set_read_timeout(Some(Duration::from_millis(patience))).unwrap();
     let address = target.local_addr().unwrap();
     (0..tries).any(|_| {
@@ -293,6 +308,7 @@ async fn a_shared_service_answers_on_its_port_alone_and_opens_nothing() {
         );
         node.guard(&[]).await;
         assert!(!send(&client, &server, false), "it closes for connections that stand, too");
+        assert!(!send(&server, &client, false), "and for their answers");
     }
     // A pod of a tenant on another node asks what is shared here; one that is not here at all may too.
     node.guard(DNS).await;
@@ -369,4 +385,24 @@ async fn a_link_that_is_no_tenants_any_more_carries_nothing() {
     node.host.ip("link set cvlan up");
     node.host.ip("route replace 203.0.113.0/24 via 169.254.192.3");
     assert!(arrives((&node.vrf, "203.0.113.7"), (&node.lan, "192.0.2.50", 7), true));
+}
+
+#[tokio::test]
+async fn a_connection_that_stood_before_the_pool_was_a_tenants_is_cut_both_ways() {
+    let node = Node::new();
+    let Node { host, red, dns, lan, vrf, .. } = &node;
+    nft::load(&host.netns, &vrf.netns, &Ruleset::default()).await.unwrap();
+    host.ip("rule del pref 20000");
+    host.ip("rule del pref 20001");
+    let at_red = socket(red, "10.200.0.5", 7);
+    let [opened_by_red, opened_by_lan] = [socket(dns, "10.244.0.5", 7), socket(lan, "192.0.2.50", 7)];
+    for (first, second) in [(&at_red, &opened_by_red), (&opened_by_lan, &at_red)] {
+        assert!(send(first, second, true) && send(second, first, true));
+    }
+    // The guard comes first; the rules that lead into the VRF are not there yet.
+    node.guard(&[]).await;
+    for other in [&opened_by_red, &opened_by_lan] {
+        assert!(!send(other, &at_red, false), "from {:?}", other.local_addr());
+        assert!(!send(&at_red, other, false), "to {:?}", other.local_addr());
+    }
 }

@@ -26,7 +26,7 @@ pub const COUNTER_NO_TENANT: &str = "no-tenant";
 /// octets that an object's name may have (`NFT_OBJ_MAXNAMELEN`).
 const NAME_LETTERS: usize = 230;
 
-/// What `ct` says of packets that answer a connection which the other side was allowed to open.
+/// What `ct` says of packets that answer a connection which the node itself opened.
 const REPLIES: &str = "ct direction reply ct state established,related return";
 
 /// What holds of a packet of a tenant's pod that comes in by another interface than its own: the way back to its source
@@ -134,6 +134,19 @@ fn opens(suffix: &str, verdict: &str) -> [String; 4] {
     ]
 }
 
+/// Lets answers of what [`open_sets`] of the same suffix holds through, and what ICMP has to say of the question. Who
+/// answers has to be open now: a connection may be older than the tenant's pool, or than what is shared.
+fn answers(condition: &str, suffix: &str) -> [String; 5] {
+    let answer = format!("{condition}ct direction reply ct state established");
+    [
+        format!("{answer},related ip saddr @shared4{suffix} return"),
+        format!("{answer},related ip6 saddr @shared6{suffix} return"),
+        format!("{answer} ip saddr . meta l4proto . th sport @services4{suffix} return"),
+        format!("{answer} ip6 saddr . meta l4proto . th sport @services6{suffix} return"),
+        format!("{condition}ct direction reply ct state related meta l4proto {{ icmp, icmpv6 }} return"),
+    ]
+}
+
 /// The chains of a tenant on this node.
 fn chains(text: &mut Text, vni: u32, tenant: &Guarded, here: &Local) {
     let link = names::host_link(vni);
@@ -151,7 +164,9 @@ fn chains(text: &mut Text, vni: u32, tenant: &Guarded, here: &Local) {
     let to_pod = pools("oifname \"cali*\" ", "daddr");
     let by_link = |way: &str| format!("{way}ifname \"{link}\" return");
 
-    chain(text, "to", &[&[by_link("i")], from_pod.as_slice(), &[REPLIES.into()]].concat());
+    // What this node shares answers pods elsewhere too.
+    let answered = [answers("", &format!("-{vni}")), answers("oifname != \"cali*\" ", "")];
+    chain(text, "to", &[&[by_link("i")], from_pod.as_slice(), answered.as_flattened()].concat());
     // From the link, from a pod here, or from a pod elsewhere that asks what this node shares.
     let shared = [4, 6].map(|v| {
         let ip = if v == 4 { "ip" } else { "ip6" };
@@ -163,7 +178,7 @@ fn chains(text: &mut Text, vni: u32, tenant: &Guarded, here: &Local) {
     // Another tenant's link is no way to what is shared.
     let links = format!("oifname \"cv*\" {count}");
     let open = opens(&format!("-{vni}"), "return");
-    let pod = [&[spoofed, by_link("o")], to_pod.as_slice(), &[links], open.as_slice(), &[REPLIES.into()]];
+    let pod = [&[spoofed, by_link("o")], to_pod.as_slice(), &[links], open.as_slice()];
     chain(text, "pod", &pod.concat());
     // What comes out of the VRF is for the tenant's pods here or for nobody: the node is no way into the flat network.
     chain(text, "in-link", &to_pod);
@@ -184,15 +199,13 @@ fn chains(text: &mut Text, vni: u32, tenant: &Guarded, here: &Local) {
 /// The chains that all tenants share, and those that packets come in by.
 fn common_chains(text: &mut Text) {
     text.chain("asked", &opens("", "accept"));
-    text.chain(
-        "absent-to",
-        &[REPLIES, "counter name ip daddr map @count4", "counter name ip6 daddr map @count6", "drop"],
-    );
+    let refused = |field: &str| {
+        [4, 6].map(|v| format!("counter name {} {field} map @count{v}", if v == 4 { "ip" } else { "ip6" }))
+    };
+    let drop = ["drop".to_owned()];
+    text.chain("absent-to", &[&answers("", "")[..], &refused("daddr"), &drop].concat());
     text.chain("absent-from", &[format!("{BETWEEN_NODES} jump asked"), "goto refused".into()]);
-    text.chain(
-        "refused",
-        &["counter name ip saddr map @count4", "counter name ip6 saddr map @count6", "drop"],
-    );
+    text.chain("refused", &[&refused("saddr")[..], &drop].concat());
     text.chain("quarantined", &[format!("counter name \"{COUNTER_QUARANTINED}\" drop")]);
     for (way, field) in [("in", "iifname"), ("out", "oifname"), ("node", "iifname")] {
         let mut lines = vec![format!("{field} vmap @{way}-links")];
