@@ -129,7 +129,7 @@ async fn main() -> anyhow::Result<()> {
         .await
         .context("no API server: set KUBECONFIG, or run in a pod with a service account")?;
     info!(api_server = %config.cluster_url, version = env!("CARGO_PKG_VERSION"), "starting");
-    let (client, options) = options(&args, config)?;
+    let (client, options) = options(&args, &config)?;
     let listener = TcpListener::bind(args.grpc_listen)
         .await
         .with_context(|| format!("--grpc-listen {}: cannot listen there", args.grpc_listen))?;
@@ -137,13 +137,13 @@ async fn main() -> anyhow::Result<()> {
 
     let shutdown = CancellationToken::new();
     tokio::spawn(stop_on_signal(shutdown.clone())?);
-    replica::run(client, listener, options, shutdown).await?;
+    Box::pin(replica::run(client, listener, options, shutdown)).await?;
     info!("stopped");
     Ok(())
 }
 
 /// What the command line asks for, and the client that everything but the election goes through.
-fn options(args: &Args, config: Config) -> anyhow::Result<(Client, Options)> {
+fn options(args: &Args, config: &Config) -> anyhow::Result<(Client, Options)> {
     let unusable = "the API server's configuration cannot be used";
     let exposed = !args.grpc_listen.ip().is_loopback();
     let tls = args.tls || args.tls_dir.is_some() || (exposed && !args.insecure);
@@ -176,9 +176,10 @@ fn options(args: &Args, config: Config) -> anyhow::Result<(Client, Options)> {
         let reviewer = Reviewer::new(&client, namespace, &args.router_service_account);
         let origin = match &args.tls_dir {
             Some(dir) => Origin::Files { certificate: dir.join("tls.crt"), key: dir.join("tls.key") },
-            None => {
-                Origin::Authority { keeper: Keeper::new(&client, namespace), names: service_names(namespace) }
-            }
+            None => Origin::Authority {
+                keeper: Box::new(Keeper::new(&client, namespace)),
+                names: service_names(namespace),
+            },
         };
         options.access = Access {
             certificate: Some(Certificate::none()),

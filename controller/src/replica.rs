@@ -62,12 +62,11 @@ pub async fn run(
         }
     };
     let work = async {
-        match &candidate {
-            Some(candidate) => elected(&client, candidate, &gate, &leads, settings, &shutdown).await,
-            None => {
-                leads.send_replace(true);
-                runtime::lead(&client, &gate, settings, shutdown.clone()).await
-            }
+        if let Some(candidate) = &candidate {
+            elected(&client, candidate, &gate, &leads, settings, &shutdown).await
+        } else {
+            leads.send_replace(true);
+            runtime::lead(&client, &gate, settings, shutdown.clone()).await
         }
     };
     let upkeep = async {

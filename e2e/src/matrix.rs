@@ -127,16 +127,16 @@ pub fn expected(from: &Place, to: &Place) -> bool {
         ) => from == to,
         (Pod { tenant: Some(_), node }, Node) => *node == to.name,
         (Node, Pod { tenant: Some(_), node }) => *node == from.name,
-        // One way: what a shared service sends to a tenant of its own accord is dropped by the guard.
-        (Pod { tenant: Some(_), .. }, Service) => true,
-        // Everything else that begins or ends in a VRF. External hosts have no way out of theirs at all.
-        (Pod { tenant: Some(_), .. } | External { .. }, _)
-        | (_, Pod { tenant: Some(_), .. } | External { .. }) => false,
-        // The flat network is as Calico makes it.
-        (
+        // Shared services go one way: what one sends to a tenant of its own accord is dropped by the guard. The flat
+        // network is as Calico makes it.
+        (Pod { tenant: Some(_), .. }, Service)
+        | (
             Pod { tenant: None, .. } | Service | Node | Outside,
             Pod { tenant: None, .. } | Service | Node | Outside,
         ) => true,
+        // Everything else that begins or ends in a VRF. External hosts have no way out of theirs at all.
+        (Pod { tenant: Some(_), .. } | External { .. }, _)
+        | (_, Pod { tenant: Some(_), .. } | External { .. }) => false,
     }
 }
 

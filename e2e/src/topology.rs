@@ -101,11 +101,9 @@ impl Node {
 
     /// Addresses in the flat network: the node's for Calico and Kubernetes.
     pub fn addresses(&self) -> Addresses {
-        let [a, b, c, d, e, f, g, _] = LAN_GATEWAY.v6.segments();
-        Addresses {
-            v4: Ipv4Addr::new(172, 18, 0, 10 + self.number),
-            v6: Ipv6Addr::new(a, b, c, d, e, f, g, 0x10 + u16::from(self.number)),
-        }
+        let mut v6 = LAN_GATEWAY.v6.segments();
+        v6[7] = 0x10 + u16::from(self.number);
+        Addresses { v4: Ipv4Addr::new(172, 18, 0, 10 + self.number), v6: v6.into() }
     }
 
     /// Those addresses with the lengths of the flat network's prefixes.

@@ -11,6 +11,7 @@ use calico_vni_proto::{
     },
 };
 use calico_vni_router::{
+    dial::Dial,
     last_good::{LastGood, Told},
     report::{Health, Report, TenantReport},
     session::Session,
@@ -97,7 +98,12 @@ fn agent(controller: SocketAddr) -> Agent {
     let (health, health_receiver) = watch::channel(None);
     let session = Session {
         node: "n1".into(),
-        controller: format!("http://{controller}"),
+        dial: Dial {
+            controller: format!("http://{controller}"),
+            ca_file: None,
+            token_file: None,
+            controller_name: String::new(),
+        },
         last_good,
         told: told_sender,
         report: report_receiver,

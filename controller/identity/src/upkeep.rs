@@ -24,7 +24,7 @@ pub enum Origin {
     /// From the controller's own authority, for these names.
     Authority {
         /// Where that is kept.
-        keeper: Keeper,
+        keeper: Box<Keeper>,
         /// DNS names and addresses.
         names: Vec<String>,
     },

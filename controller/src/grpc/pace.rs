@@ -25,8 +25,8 @@ impl Pace {
         let next = (*due).max(now);
         let tolerance = self.every * self.burst.saturating_sub(1);
         let ahead = next - now;
-        if ahead > tolerance {
-            return Err(ahead - tolerance);
+        if let Some(wait) = ahead.checked_sub(tolerance).filter(|wait| !wait.is_zero()) {
+            return Err(wait);
         }
         *due = next + self.every;
         Ok(())

@@ -156,7 +156,9 @@ pub(super) async fn index_of(client: &Client, name: &str) -> Result<u32, Netlink
     }
 }
 
-pub(super) async fn all<T>(stream: impl Stream<Item = Result<T, rtnetlink::Error>>) -> Result<Vec<T>, NetlinkError> {
+pub(super) async fn all<T>(
+    stream: impl Stream<Item = Result<T, rtnetlink::Error>>,
+) -> Result<Vec<T>, NetlinkError> {
     Ok(stream.try_collect().await?)
 }
 

@@ -140,7 +140,7 @@ fn halving(pools: &[Pool]) -> Range<usize> {
 /// Parts whose prefixes hold all pools between them and as few other addresses as may be: again and again the shortest
 /// prefix is replaced by the two below it.
 fn gates(pools: &[Pool]) -> Vec<Range<usize>> {
-    let mut parts = vec![0..pools.len()];
+    let mut parts = Vec::from([Range { start: 0, end: pools.len() }]);
     while parts.len() < GATES {
         let shortest = |part: &Range<usize>| cover(&pools[part.clone()]).prefix_len();
         let widest =

@@ -50,9 +50,12 @@ pub(super) fn objects(snapshot: &Snapshot, valid: &Validated<'_>, placement: &Pl
         let [_, plain_v6] = object_names(&tenant.name);
         let of_tenant =
             |peer: &str| peer == name || peer == plain_v6 || peer.starts_with(&format!("{name}."));
-        let wanted = |peer: &str| match active {
-            true => pools.iter().any(|p| is_v6(p) == peer.ends_with("-v6")),
-            false => standing.contains_key(peer),
+        let wanted = |peer: &str| {
+            if active {
+                pools.iter().any(|p| is_v6(p) == peer.ends_with("-v6"))
+            } else {
+                standing.contains_key(peer)
+            }
         };
         let mut specs: BTreeMap<String, Option<BgpPeerSpec>> = BTreeMap::new();
         for &asn in &asns {

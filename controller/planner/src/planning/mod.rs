@@ -82,7 +82,7 @@ fn finished(snapshot: &Snapshot, valid: &Validated<'_>, placement: &Placement) -
         // A BGPPeer for a second ASN has that in its name, after a dot.
         let of_tenant =
             |object: &&str| **object == plain || **object == v6 || object.starts_with(&format!("{plain}."));
-        !standing.iter().any(|object| of_tenant(object))
+        !standing.iter().any(of_tenant)
     });
     // A router whose Node is gone can be told nothing, so nothing waits for it.
     for agent in valid.nodes.iter().filter_map(|node| snapshot.agents.get(node.name)) {

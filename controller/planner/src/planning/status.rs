@@ -97,14 +97,12 @@ pub(super) fn report(
     for (t, tenant) in valid.tenants.iter().enumerate() {
         if tenant.object.is_some() {
             let mut status = tenant_status(
-                snapshot,
                 valid,
-                placement,
                 t,
                 &tenants[t],
                 &pools[t],
                 noticed.remove(tenant.name.as_str()),
-                plan,
+                programmed(snapshot, valid, placement, t, &tenants[t], plan),
             );
             status.prefixes = Some(prefixes[t]);
             let generation = tenant.object.and_then(|o| o.metadata.generation);
@@ -181,14 +179,12 @@ fn pool_statuses(valid: &Validated<'_>) -> Vec<Vec<PoolStatus>> {
 }
 
 fn tenant_status(
-    snapshot: &Snapshot,
     valid: &Validated<'_>,
-    placement: &Placement,
     t: usize,
     tally: &Tally,
     pools: &[PoolStatus],
     noticed: Option<String>,
-    plan: &Plan,
+    (programmed, why, message): (bool, &'static str, String),
 ) -> TenantStatus {
     let tenant = &valid.tenants[t];
     // What is allocated now is told at once, so that writing the status can never undo the allocation.
@@ -200,7 +196,6 @@ fn tenant_status(
         Some(verdict) => condition("Accepted", false, verdict.reason, verdict.message.clone()),
         None => condition("Accepted", true, reason::ACCEPTED, "its pods may live in the VRF".into()),
     };
-    let (programmed, why, message) = programmed(snapshot, valid, placement, t, tally, plan);
     let refused: Vec<&PoolStatus> = pools.iter().filter(|p| !p.accepted).collect();
     let degraded = if !tally.degraded.is_empty() {
         condition("Degraded", true, reason::NODES_DEGRADED, tally.troubles())

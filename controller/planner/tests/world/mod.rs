@@ -231,15 +231,24 @@ fn slices() -> BoxedStrategy<Vec<Value>> {
         ("IPv4", "127.0.0.1"),
     ]);
     let ready = option::of(any::<bool>());
-    prop::collection::vec((service, address, ready, select(vec![json!(53), json!(6443), json!(null)])), 0..5).prop_map(|slices| {
-        let slice = |(i, ((namespace, service), (kind, address), ready, port)): (usize, ((&str, &str), (&str, &str), Option<bool>, Value))| json!({
-            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-            "metadata": { "name": format!("slice-{i}"), "namespace": namespace, "labels": { "kubernetes.io/service-name": service } },
-            "addressType": kind, "ports": [{ "protocol": "UDP", "port": port }],
-            "endpoints": [{ "addresses": [address], "conditions": { "ready": ready } }],
+    let port = select(vec![json!(53), json!(6443), json!(null)]);
+    let slice =
+        (service, address, ready, port).prop_map(|((namespace, service), (kind, address), ready, port)| {
+            json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                "metadata": { "namespace": namespace, "labels": { "kubernetes.io/service-name": service } },
+                "addressType": kind, "ports": [{ "protocol": "UDP", "port": port }],
+                "endpoints": [{ "addresses": [address], "conditions": { "ready": ready } }],
+            })
         });
-        slices.into_iter().enumerate().map(slice).collect()
-    }).boxed()
+    prop::collection::vec(slice, 0..5)
+        .prop_map(|mut slices| {
+            for (number, slice) in slices.iter_mut().enumerate() {
+                slice["metadata"]["name"] = format!("slice-{number}").into();
+            }
+            slices
+        })
+        .boxed()
 }
 
 fn agent() -> BoxedStrategy<Agent> {
