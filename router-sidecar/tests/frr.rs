@@ -543,7 +543,9 @@ async fn every_line_that_is_taken_away_comes_back() {
         lines.extend(bgp.lines.iter().map(|line| vec![bgp.header.clone(), line.clone()]));
         for family in &bgp.families {
             let head = [bgp.header.clone(), format!("address-family {}", family.name)];
-            lines.extend(family.lines.iter().map(|line| [head.as_slice(), std::slice::from_ref(line)].concat()));
+            lines.extend(
+                family.lines.iter().map(|line| [head.as_slice(), std::slice::from_ref(line)].concat()),
+            );
         }
     }
     for mut line in lines {

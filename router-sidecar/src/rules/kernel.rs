@@ -114,7 +114,7 @@ impl Kernel {
             }
             match &rule.action {
                 Action::Lookup { table, suppress_prefixlength } => {
-                    look_ups.push((*table, *suppress_prefixlength))
+                    look_ups.push((*table, *suppress_prefixlength));
                 }
                 Action::Goto(_) => {
                     if let Some(target) = target {
