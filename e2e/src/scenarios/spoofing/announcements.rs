@@ -71,8 +71,7 @@ impl Bird {
 
     /// Announces these to a tenant's router past every filter, and waits until BIRD has done so.
     async fn announce(&self, world: &World, tenant: &str, routes: &[IpNet]) -> Result<()> {
-        let (text, protocol) = edited(&self.before, tenant, routes)?;
-        self.configure(world, &text).await?;
+        let protocol = self.tell(world, tenant, routes).await?;
         let command = format!("show route protocol {ROGUE} export {protocol}");
         wait::until("BIRD to announce what it was told", PATIENCE, async || {
             let shown = world.lab.nodes().bird(&self.socket, &command).await?;
@@ -81,6 +80,13 @@ impl Bird {
             Ok(())
         })
         .await
+    }
+
+    /// Tells BIRD to announce these, and returns the name of its session with the tenant's router.
+    async fn tell(&self, world: &World, tenant: &str, routes: &[IpNet]) -> Result<String> {
+        let (text, protocol) = edited(&self.before, tenant, routes)?;
+        self.configure(world, &text).await?;
+        Ok(protocol)
     }
 
     async fn configure(&self, world: &World, text: &str) -> Result<()> {
@@ -272,7 +278,8 @@ async fn flood(world: &World, node: &Node, bird: &Bird, family: Family, many: &[
         Ok(())
     })
     .await?;
-    bird.announce(world, "blue", many).await?;
+    // The session may be closed before BIRD can be asked what it announced.
+    bird.tell(world, "blue", many).await?;
     wait::until("the session to be closed", PATIENCE, async || {
         let (state, left) = (state(world, node, 1002, family).await?, at_leaf().await?);
         ensure!(state.contains("PfxCt") && left == 0, "it is {state}, {left} prefixes are at the leaf");
