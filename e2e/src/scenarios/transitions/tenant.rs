@@ -86,7 +86,9 @@ async fn pool_moved(world: &World) -> Result<()> {
         Ok(())
     })
     .await?;
-    through.end("pools moved from one tenant to another").await
+    through.end("pools moved from one tenant to another").await?;
+    // Who comes later would take them for grey's still.
+    world.remove_pods("grey", &GREY.map(|(name, _)| name)).await
 }
 
 fn of(place: &Place, whose: &str) -> bool {
