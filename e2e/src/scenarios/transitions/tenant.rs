@@ -71,7 +71,7 @@ async fn older_configuration(world: &mut World, config: &str, before: &str) -> R
 }
 
 /// Grey's pools go to blue while their pods live. Flows between the two are left out: those are what changes.
-async fn pool_moved(world: &World) -> Result<()> {
+async fn pool_moved(world: &mut World) -> Result<()> {
     let without_blue: Vec<Place> =
         places(world, &["grey", "red"]).into_iter().filter(|place| !of(place, "blue")).collect();
     let through = Through::start(world, without_blue).await?;
