@@ -20,6 +20,7 @@ use calico_vni_controller::{
     agents::Agents,
     grpc::{self, Access, Gate},
     publish::Publisher,
+    runtime::GATHER,
 };
 use calico_vni_planner::{Snapshot, plan, simulate};
 use calico_vni_proto::{
@@ -38,8 +39,6 @@ use tokio_util::sync::CancellationToken;
 
 /// Changes of one tenant that are measured, one after the other.
 const CHANGES: usize = 40;
-/// The controller gathers changes this long before it plans (`runtime`).
-const GATHER: Duration = Duration::from_millis(100);
 /// Nobody waits longer than this for agents.
 const PATIENCE: Duration = Duration::from_mins(3);
 

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Changes are gathered this long before a plan is made of them.
-const GATHER: Duration = Duration::from_millis(100);
+pub const GATHER: Duration = Duration::from_millis(100);
 /// Agents that lost their controller come again within 30 s; so long statuses count no router as lost.
 const GRACE: Duration = Duration::from_secs(40);
 /// Longest reading of everything in another group, before it is asked anew which group that is.

@@ -4,64 +4,20 @@
 //!
 //! Needs root.
 
+mod support;
+
 use std::{
     io::ErrorKind,
     net::{IpAddr, SocketAddr, UdpSocket},
-    path::PathBuf,
-    process::Command,
-    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
 use calico_vni_proto::model::{
     Endpoint, Guard, GuardTenant, NodeConfig, Pool, Protocol, SharedService, Tenant, Underlay,
 };
-use calico_vni_router::{
-    guard::{Ruleset, nft},
-    netns::Netns,
-};
+use calico_vni_router::guard::{Ruleset, nft};
 
-/// A namespace that is gone with the test.
-struct Space {
-    name: String,
-    path: PathBuf,
-    netns: Netns,
-}
-
-impl Space {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("cvguard-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = PathBuf::from("/run/netns").join(&name);
-        let netns = Netns::create(&path).expect("this test needs root");
-        let space = Self { name, path, netns };
-        space.ip("link set lo up");
-        space
-    }
-
-    fn run(&self, program: &str, args: &str) -> String {
-        let output = Command::new("ip")
-            .args(["netns", "exec", &self.name, program])
-            .args(args.split_whitespace())
-            .output()
-            .unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{program} {args}: {errors}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn ip(&self, args: &str) {
-        self.run("ip", args);
-    }
-}
-
-impl Drop for Space {
-    fn drop(&mut self) {
-        if let Err(error) = Netns::remove(&self.path) {
-            eprintln!("{error}");
-        }
-    }
-}
+use support::Namespace;
 
 const RED: [&str; 2] = ["10.200.0.0/16", "fd00:200::/64"];
 const BLUE: [&str; 2] = ["10.201.0.0/16", "fd00:201::/64"];
@@ -70,52 +26,52 @@ const QUARANTINED: &str = "10.9.0.0/16";
 
 /// A node with its pods and neighbours.
 struct Node {
-    host: Space,
-    red: Space,
-    red2: Space,
-    blue: Space,
-    dns: Space,
+    host: Namespace,
+    red: Namespace,
+    red2: Namespace,
+    blue: Namespace,
+    dns: Namespace,
     /// The router's end of red's link, and everything behind it.
-    vrf: Space,
+    vrf: Namespace,
     /// A machine on the node's network.
-    lan: Space,
+    lan: Namespace,
 }
 
 /// Joins `other` to the host by a pair of veths, and gives both their addresses.
-fn join(host: &Space, dev: &str, other: &Space, at_host: &[&str], at_other: &[&str]) {
-    host.ip(&format!("link add {dev} type veth peer name eth0 netns {}", other.name));
-    host.ip(&format!("link set {dev} up"));
-    other.ip("link set eth0 up");
+fn join(host: &Namespace, dev: &str, other: &Namespace, at_host: &[&str], at_other: &[&str]) {
+    host.run("ip", &format!("link add {dev} type veth peer name eth0 netns {}", other.name));
+    host.run("ip", &format!("link set {dev} up"));
+    other.run("ip", "link set eth0 up");
     for (space, dev, addresses) in [(host, dev, at_host), (other, "eth0", at_other)] {
         for address in addresses {
             let nodad = if address.contains(':') { " nodad" } else { "" };
-            space.ip(&format!("addr add {address} dev {dev}{nodad}"));
+            space.run("ip", &format!("addr add {address} dev {dev}{nodad}"));
         }
     }
 }
 
 /// A pod as Calico makes it.
-fn pod(host: &Space, dev: &str, v4: &str, v6: &str) -> Space {
-    let pod = Space::new();
+fn pod(host: &Namespace, dev: &str, v4: &str, v6: &str) -> Namespace {
+    let pod = Namespace::new("cvguard");
     join(host, dev, &pod, &["169.254.1.1/32", "fe80::1/64"], &[v4, v6]);
-    pod.ip("route add 169.254.1.1 dev eth0 scope link");
-    pod.ip("route add default via 169.254.1.1");
-    pod.ip("-6 route add default via fe80::1 dev eth0");
-    host.ip(&format!("route add {v4} dev {dev}"));
-    host.ip(&format!("-6 route add {v6} dev {dev}"));
+    pod.run("ip", "route add 169.254.1.1 dev eth0 scope link");
+    pod.run("ip", "route add default via 169.254.1.1");
+    pod.run("ip", "-6 route add default via fe80::1 dev eth0");
+    host.run("ip", &format!("route add {v4} dev {dev}"));
+    host.run("ip", &format!("-6 route add {v6} dev {dev}"));
     pod
 }
 
 impl Node {
     fn new() -> Self {
-        let host = Space::new();
+        let host = Namespace::new("cvguard");
         host.run("sysctl", "-qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
         host.run("sysctl", "-qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0");
         let red = pod(&host, "cali1", "10.200.0.5", "fd00:200::5");
         let red2 = pod(&host, "cali2", "10.200.0.6", "fd00:200::6");
         let blue = pod(&host, "cali3", "10.201.0.5", "fd00:201::5");
         let dns = pod(&host, "cali4", "10.244.0.5", "fd00:244::5");
-        let (vrf, lan) = (Space::new(), Space::new());
+        let (vrf, lan) = (Namespace::new("cvguard"), Namespace::new("cvguard"));
         join(
             &host,
             "cv1001",
@@ -131,19 +87,19 @@ impl Node {
             ("-4", "169.254.192.2", "169.254.192.3", "192.0.2.1", 31, "10.244.0.5", "169.254.1.1"),
             ("-6", "fd00:ffff::2", "fd00:ffff::3", "2001:db8::1", 127, "fd00:244::5", "fe80::/10"),
         ] {
-            vrf.ip(&format!("{ip} route add default via {vrf_host}"));
-            lan.ip(&format!("{ip} route add default via {lan_router}"));
+            vrf.run("ip", &format!("{ip} route add default via {vrf_host}"));
+            lan.run("ip", &format!("{ip} route add default via {lan_router}"));
             let pool = RED[usize::from(ip == "-6")];
-            host.ip(&format!(
+            host.run("ip", &format!(
                 "{ip} rule add pref 20000 from {pool} to {pool} lookup main suppress_prefixlength {length}"
             ));
-            host.ip(&format!("{ip} rule add pref 20001 from {pool} lookup 1000001001"));
-            host.ip(&format!("{ip} route add default via {router} table 1000001001"));
-            host.ip(&format!("{ip} route add throw {shared} table 1000001001"));
-            host.ip(&format!("{ip} route add throw {gateway} table 1000001001"));
+            host.run("ip", &format!("{ip} rule add pref 20001 from {pool} lookup 1000001001"));
+            host.run("ip", &format!("{ip} route add default via {router} table 1000001001"));
+            host.run("ip", &format!("{ip} route add throw {shared} table 1000001001"));
+            host.run("ip", &format!("{ip} route add throw {gateway} table 1000001001"));
         }
-        vrf.ip("addr add 203.0.113.7/32 dev lo");
-        vrf.ip("addr add 2001:db8:7::7/128 dev lo nodad");
+        vrf.run("ip", "addr add 203.0.113.7/32 dev lo");
+        vrf.run("ip", "addr add 2001:db8:7::7/128 dev lo nodad");
         Self { host, red, red2, blue, dns, vrf, lan }
     }
 
@@ -211,7 +167,7 @@ fn ruleset(services: &[&str]) -> Ruleset {
 }
 
 /// A socket on that address in a namespace.
-fn socket(space: &Space, address: &str, port: u16) -> UdpSocket {
+fn socket(space: &Namespace, address: &str, port: u16) -> UdpSocket {
     let address = SocketAddr::new(address.parse::<IpAddr>().unwrap(), port);
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -227,7 +183,7 @@ fn socket(space: &Space, address: &str, port: u16) -> UdpSocket {
 }
 
 /// Whether something sent with that source arrives. What passes is given time; what does not is not waited for long.
-fn arrives(from: (&Space, &str), to: (&Space, &str, u16), passes: bool) -> bool {
+fn arrives(from: (&Namespace, &str), to: (&Namespace, &str, u16), passes: bool) -> bool {
     let target = socket(to.0, to.1, to.2);
     let source = socket(from.0, from.1, 0);
     send(&source, &target, passes)
@@ -318,13 +274,13 @@ async fn a_shared_service_answers_on_its_port_alone_and_opens_nothing() {
         ("10.200.7.7", 54, false),
         ("10.9.0.7", 53, false),
     ] {
-        lan.ip(&format!("addr add {source}/32 dev lo"));
+        lan.run("ip", &format!("addr add {source}/32 dev lo"));
         assert_eq!(
             arrives((lan, source), (dns, "10.244.0.5", port), passes),
             passes,
             "{source} to port {port}"
         );
-        lan.ip(&format!("addr del {source}/32 dev lo"));
+        lan.run("ip", &format!("addr del {source}/32 dev lo"));
     }
 }
 
@@ -355,11 +311,11 @@ async fn a_source_that_is_not_its_own_is_dropped_and_counted() {
     ] {
         let length = if source.contains(':') { "128 nodad" } else { "32" };
         let (address, length) = (format!("{source}/{}", length.split(' ').next().unwrap()), length);
-        from.ip(&format!("addr add {source}/{length} dev lo"));
+        from.run("ip", &format!("addr add {source}/{length} dev lo"));
         let before = node.dropped(counter).await;
         assert!(!arrives((from, source), (to, target, 53), false), "{source} reached {target}");
         assert!(node.dropped(counter).await > before, "{source} to {target} was not counted");
-        from.ip(&format!("addr del {address} dev lo"));
+        from.run("ip", &format!("addr del {address} dev lo"));
     }
     // The same ways are open to those who own their source.
     assert!(arrives((red, "10.200.0.5"), (vrf, "203.0.113.7", 53), true));
@@ -372,18 +328,18 @@ async fn a_source_that_is_not_its_own_is_dropped_and_counted() {
 #[tokio::test]
 async fn a_link_that_is_no_tenants_any_more_carries_nothing() {
     let node = Node::new();
-    node.host.ip("link set cv1001 down");
-    node.host.ip("link set cv1001 name cv77");
-    node.host.ip("link set cv77 up");
+    node.host.run("ip", "link set cv1001 down");
+    node.host.run("ip", "link set cv1001 name cv77");
+    node.host.run("ip", "link set cv77 up");
     node.guard(&[]).await;
     assert!(!arrives((&node.vrf, "203.0.113.7"), (&node.lan, "192.0.2.50", 7), false));
     assert!(!arrives((&node.vrf, "203.0.113.7"), (&node.host, "192.0.2.1", 7), false));
     assert!(node.dropped("no-tenant").await >= 4);
     // Somebody else's device may begin with the same letters.
-    node.host.ip("link set cv77 down");
-    node.host.ip("link set cv77 name cvlan");
-    node.host.ip("link set cvlan up");
-    node.host.ip("route replace 203.0.113.0/24 via 169.254.192.3");
+    node.host.run("ip", "link set cv77 down");
+    node.host.run("ip", "link set cv77 name cvlan");
+    node.host.run("ip", "link set cvlan up");
+    node.host.run("ip", "route replace 203.0.113.0/24 via 169.254.192.3");
     assert!(arrives((&node.vrf, "203.0.113.7"), (&node.lan, "192.0.2.50", 7), true));
 }
 
@@ -392,8 +348,8 @@ async fn a_connection_that_stood_before_the_pool_was_a_tenants_is_cut_both_ways(
     let node = Node::new();
     let Node { host, red, dns, lan, vrf, .. } = &node;
     nft::load(&host.netns, &vrf.netns, &Ruleset::default()).await.unwrap();
-    host.ip("rule del pref 20000");
-    host.ip("rule del pref 20001");
+    host.run("ip", "rule del pref 20000");
+    host.run("ip", "rule del pref 20001");
     let at_red = socket(red, "10.200.0.5", 7);
     let [opened_by_red, opened_by_lan] = [socket(dns, "10.244.0.5", 7), socket(lan, "192.0.2.50", 7)];
     for (first, second) in [(&at_red, &opened_by_red), (&opened_by_lan, &at_red)] {

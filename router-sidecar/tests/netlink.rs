@@ -2,81 +2,47 @@
 //!
 //! Needs root. VRF devices are left out, so that any kernel will do.
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
-};
+mod support;
+
+use std::{collections::BTreeMap, process::Command, time::Duration};
 
 use calico_vni_proto::model::{Guard, GuardTenant, NodeConfig, Pool, Tenant, Underlay};
 use calico_vni_router::{
     desired::{Desired, desired, nothing},
     diff::diff,
     netlink::{events, generation::Generation},
-    netns::Netns,
     node::{Node, Platform as _},
     op::Op,
     state::Kind,
 };
 use tokio::{sync::mpsc, time::timeout};
 
-/// Two namespaces that are gone with the test.
+use support::Namespace;
+
+/// The host's namespace and the router's, gone with the test.
 struct Spaces {
-    names: [String; 2],
-    paths: [PathBuf; 2],
-    host: Arc<Netns>,
-    router: Arc<Netns>,
+    both: [Namespace; 2],
     state: tempfile::TempDir,
 }
 
 impl Spaces {
     fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let names = ["h", "r"].map(|end| format!("cvtest-{}-{number}-{end}", std::process::id()));
-        let paths = names.clone().map(|name| PathBuf::from("/run/netns").join(name));
-        let make = |path| Arc::new(Netns::create(path).expect("this test needs root"));
-        let (host, router) = (make(&paths[0]), make(&paths[1]));
-        let spaces = Self { names, paths, host, router, state: tempfile::tempdir().unwrap() };
-        for space in 0..2 {
-            spaces.ip(space, "link set lo up");
-        }
-        spaces
+        let both = ["cvtest-h", "cvtest-r"].map(Namespace::new);
+        Self { both, state: tempfile::tempdir().unwrap() }
     }
 
     fn node(&self) -> Node {
-        Node::open(self.host.clone(), self.router.clone(), self.state.path()).unwrap()
+        let [host, router] = &self.both;
+        Node::open(host.netns.clone(), router.netns.clone(), self.state.path()).unwrap()
     }
 
     fn run(&self, space: usize, program: &str, args: &str) -> String {
-        let output = Command::new("ip")
-            .args(["netns", "exec", &self.names[space], program])
-            .args(args.split_whitespace())
-            .output()
-            .unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{program} {args}: {errors}");
-        String::from_utf8(output.stdout).unwrap()
+        self.both[space].run(program, args)
     }
 
     /// 0 is the host's namespace, 1 the router's.
     fn ip(&self, space: usize, args: &str) -> String {
         self.run(space, "ip", args)
-    }
-}
-
-impl Drop for Spaces {
-    fn drop(&mut self) {
-        for path in &self.paths {
-            if let Err(error) = Netns::remove(path) {
-                eprintln!("{error}");
-            }
-        }
     }
 }
 
@@ -288,7 +254,7 @@ async fn a_return_that_was_cut_short_is_finished_from_its_record() {
     let node = spaces.node();
     bring_about(&node, &wanted(&node, &config()).await).await;
     // Back in the host's namespace, bare, and the record still there: cleanup died half way.
-    spaces.ip(1, &format!("link set up0 netns {}", spaces.names[0]));
+    spaces.ip(1, &format!("link set up0 netns {}", spaces.both[0].name));
     bring_about(&node, &nothing("n1")).await;
     assert!(spaces.ip(0, "addr show up0").contains("192.0.2.3/31"));
     assert!(spaces.ip(0, "route show").contains("default via 192.0.2.2 dev up0 proto static metric 100"));
@@ -318,7 +284,7 @@ async fn an_edited_guard_is_noticed_and_its_counters_survive() {
     spaces.ip(0, "link add d0 up type bridge");
     spaces.ip(0, "route add 10.203.0.0/16 dev d0");
     spaces.ip(1, "route add 10.203.0.0/16 via 169.254.192.2");
-    let ping = ["netns", "exec", &spaces.names[1], "ping", "-c1", "-W1", "10.203.0.5"];
+    let ping = ["netns", "exec", &spaces.both[1].name, "ping", "-c1", "-W1", "10.203.0.5"];
     assert!(!Command::new("ip").args(ping).output().unwrap().status.success());
     let counted =
         || spaces.run(0, "nft", "list counter inet calico-vni tenant-red-1001").contains("packets 1 ");
@@ -334,7 +300,7 @@ async fn an_edited_guard_is_noticed_and_its_counters_survive() {
 async fn the_kernel_tells_of_changes_that_concern_us() {
     let spaces = Spaces::new();
     let (sender, mut changed) = mpsc::channel(1);
-    events::follow(&spaces.host, sender).unwrap();
+    events::follow(&spaces.both[0].netns, sender).unwrap();
     spaces.ip(0, "link add d0 type bridge");
     timeout(Duration::from_secs(5), changed.recv()).await.expect("no word of a new device");
     let mut told = BTreeMap::new();
@@ -357,7 +323,7 @@ async fn the_kernel_tells_of_changes_that_concern_us() {
 #[tokio::test]
 async fn the_generation_changes_with_the_rules_and_only_then() {
     let spaces = Spaces::new();
-    let generation = Generation::open(&spaces.host).unwrap().unwrap();
+    let generation = Generation::open(&spaces.both[0].netns).unwrap().unwrap();
     let first = generation.now().unwrap();
     assert_eq!(generation.now().unwrap(), first);
     spaces.run(1, "nft", "add table inet elsewhere");

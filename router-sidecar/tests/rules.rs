@@ -3,12 +3,13 @@
 //!
 //! Needs root.
 
+mod support;
+
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
     io::Write as _,
     net::{Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
     process::{Command, Stdio},
     sync::{
         Arc,
@@ -19,7 +20,6 @@ use std::{
 
 use calico_vni_router::{
     netlink::{Client, observe, write},
-    netns::Netns,
     rules::{
         Steering,
         change::{Step, changes},
@@ -28,37 +28,35 @@ use calico_vni_router::{
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use support::Namespace;
+
 /// Name of the interface that a tenant's table `BASE + n` leads to is `d<n % DEVICES>`.
 const DEVICES: u32 = 8;
 const BASE: u32 = 1_000_001_000;
 
-/// A namespace with a device for every few tables, gone with the test.
+/// A namespace with a device for every few tables.
 struct Host {
-    name: String,
-    path: PathBuf,
+    space: Namespace,
     client: Client,
 }
 
 impl Host {
     fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("cvrules-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = PathBuf::from("/run/netns").join(&name);
-        let netns = Arc::new(Netns::create(&path).expect("this test needs root"));
-        let client = Client::connect(netns).unwrap();
-        let space = Self { name, path, client };
-        for switch in
-            ["net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0"]
-        {
-            let argv = ["netns", "exec", &space.name, "sysctl", "-qw", switch];
-            assert!(Command::new("ip").args(argv).status().unwrap().success(), "{switch}");
-        }
-        let mut lines = String::from("link set lo up\nlink add in0 type bridge\nlink set in0 up\n");
+        let space = Namespace::new("cvrules");
+        let client = Client::connect(space.netns.clone()).unwrap();
+        space.run("sysctl", "-qw net.ipv4.ip_forward=1");
+        space.run("sysctl", "-qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0");
+        let host = Self { space, client };
+        let mut lines = String::from("link add in0 type bridge\nlink set in0 up\n");
         for device in 0..DEVICES {
             writeln!(lines, "link add d{device} type bridge\nlink set d{device} up").unwrap();
         }
-        space.batch(&[], &lines);
-        space
+        host.batch(&[], &lines);
+        host
+    }
+
+    fn name(&self) -> &str {
+        &self.space.name
     }
 
     /// What `ip` says to these lines, those that begin with `-6` last.
@@ -66,7 +64,7 @@ impl Host {
         let (v6, others): (Vec<_>, Vec<_>) = lines.lines().partition(|line| line.starts_with("-6 "));
         let v6: Vec<_> = v6.into_iter().map(|line| line.trim_start_matches("-6 ")).collect();
         let all = |lines: Vec<&str>| lines.join("\n") + "\n";
-        batch(&self.name, flags, &all(others)) + &batch(&self.name, &[flags, &["-6"]].concat(), &all(v6))
+        batch(self.name(), flags, &all(others)) + &batch(self.name(), &[flags, &["-6"]].concat(), &all(v6))
     }
 
     async fn rules(&self) -> Vec<calico_vni_router::state::Rule> {
@@ -86,14 +84,6 @@ impl Host {
         }
         assert_eq!(changes(wanted, &self.rules().await), [], "not as wanted after one change");
         steps.len()
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        if let Err(error) = Netns::remove(&self.path) {
-            eprintln!("{error}");
-        }
     }
 }
 
@@ -193,7 +183,7 @@ async fn the_kernel_decides_as_by_a_plain_list() {
         let steering = pools(count, apart);
         space.batch(&[], &routes(&steering).replace("add ", "replace ").replace("addr add", "addr replace"));
         assert!(space.bring_about(&steering).await > 0);
-        assert_eq!(wrong(&space.name, &questions(&steering, 1)), Vec::<String>::new(), "{count} pools");
+        assert_eq!(wrong(space.name(), &questions(&steering, 1)), Vec::<String>::new(), "{count} pools");
         assert_eq!(space.bring_about(&steering).await, 0, "what stands is written again");
     }
     // The probe sees a rule that is missing.
@@ -201,7 +191,7 @@ async fn the_kernel_decides_as_by_a_plain_list() {
     let rules = space.rules().await;
     let rule = rules.iter().find(|rule| rule.from == Some(pool) && rule.to.is_none()).unwrap();
     space.batch(&[], &format!("rule del pref {}\n", rule.pref));
-    assert_ne!(wrong(&space.name, &questions(&pools(300, 200), 1)), Vec::<String>::new());
+    assert_ne!(wrong(space.name(), &questions(&pools(300, 200), 1)), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -226,7 +216,8 @@ async fn no_packet_is_led_wrong_while_rules_are_replaced() {
     let (over, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
     let asked = questions(&few, 3);
     let sampler = {
-        let (over, rounds, netns, asked) = (over.clone(), rounds.clone(), space.name.clone(), asked.clone());
+        let (over, rounds, netns, asked) =
+            (over.clone(), rounds.clone(), space.name().to_owned(), asked.clone());
         std::thread::spawn(move || {
             let mut seen = Vec::new();
             while !over.load(Ordering::Relaxed) {
@@ -275,10 +266,10 @@ async fn what_is_done_by_hand_is_put_right_and_foreign_rules_stay() {
         if flags.is_empty() {
             space.batch(flags, &format!("{deed}\n"));
         } else {
-            Command::new("ip").args(["-n", &space.name]).args(deed.split(' ')).output().unwrap();
+            Command::new("ip").args(["-n", space.name()]).args(deed.split(' ')).output().unwrap();
         }
         space.bring_about(&steering).await;
-        assert_eq!(wrong(&space.name, &asked), Vec::<String>::new(), "after `{deed}`");
+        assert_eq!(wrong(space.name(), &asked), Vec::<String>::new(), "after `{deed}`");
     }
     for family in ["-4", "-6"] {
         assert!(space.batch(&[family], "rule show\n").contains("lookup 777"), "{family}");
@@ -329,7 +320,7 @@ async fn a_thousand_pools_cost_little_more_than_one() {
     for _ in 0..5 {
         for (space, best) in [&plain, &trie].into_iter().zip(&mut best) {
             let began = Instant::now();
-            assert_eq!(wrong(&space.name, &asked), Vec::<String>::new());
+            assert_eq!(wrong(space.name(), &asked), Vec::<String>::new());
             *best = began.elapsed().min(*best);
         }
     }
