@@ -155,19 +155,23 @@ pub async fn dry_run(options: &Options) -> Result<(), StartError> {
 async fn follow_health(
     frr: FrrLink,
     watch: Watch,
-    (told, report): (watch::Receiver<Told>, watch::Receiver<Report>),
+    (told, mut report): (watch::Receiver<Told>, watch::Receiver<Report>),
     health: watch::Sender<Option<Health>>,
 ) {
     let mut tick = interval(HEALTH);
     loop {
-        tick.tick().await;
-        let (told, report) = (told.borrow().clone(), report.borrow().clone());
+        // After a result at once: who changes many nodes waits for how this one does with it.
+        tokio::select! {
+            _ = tick.tick() => {}
+            Ok(()) = report.changed() => {}
+        }
+        let (told, report) = (told.borrow().clone(), report.borrow_and_update().clone());
         let Some(config) = &told.config else { continue };
         let (notices, drops) = (watch.notices(&told, &report).await, watch.drops(&told).await);
         let sessions = frr.sessions(&config.value).await;
         let frr_running = sessions.is_ok();
         let sessions = sessions.unwrap_or_default();
-        health.send_replace(Some(Health { frr_running, sessions, notices, drops }));
+        health.send_replace(Some(Health { frr_running, sessions, notices, drops, since: report.config }));
     }
 }
 
