@@ -32,7 +32,7 @@ fn tenant(name: &str, max_prefixes: u32, pools: &[u8]) -> Tenant {
     }
 }
 
-fn underlay(node: usize, hold_time: u16) -> Underlay {
+fn underlay(node: usize, hold_time: u16, calico_asn: u32) -> Underlay {
     let vtep = std::net::Ipv4Addr::new(10, 255, 0, 1 + u8::try_from(node).unwrap());
     let neighbor = |last| Neighbor {
         address: std::net::Ipv4Addr::new(192, 0, 2, last).into(),
@@ -50,7 +50,7 @@ fn underlay(node: usize, hold_time: u16) -> Underlay {
         mtu: None,
         shared: vec![],
         graceful_restart: true,
-        calico_asn: 64512,
+        calico_asn,
     }
 }
 
@@ -69,6 +69,7 @@ struct Node {
 struct World {
     rollouts: Rollouts,
     hold_time: u16,
+    calico_asn: u32,
     /// Of each tenant: what it is like, and where it is wanted.
     tenants: BTreeMap<&'static str, (Tenant, BTreeSet<usize>)>,
     nodes: Vec<Node>,
@@ -90,6 +91,7 @@ impl World {
         let mut world = Self {
             rollouts: Rollouts::default(),
             hold_time: 9,
+            calico_asn: 64512,
             tenants: BTreeMap::new(),
             nodes: vec![node; nodes],
             offers: BTreeMap::new(),
@@ -104,7 +106,7 @@ impl World {
     fn wanted(&self) -> BTreeMap<String, NodePlan> {
         let plan = |node: usize| NodePlan {
             node: name(node),
-            underlay: Some(underlay(node, self.hold_time)),
+            underlay: Some(underlay(node, self.hold_time, self.calico_asn)),
             tenants: (self.tenants.values())
                 .filter(|(_, on)| on.contains(&node))
                 .map(|(tenant, _)| Arc::new(tenant.clone()))
@@ -403,6 +405,13 @@ fn what_closes_is_nowhere_held_back_and_numbers_are_everywhere_the_same() {
     moved.link_index = 77;
     world.place(moved, 0..8);
     assert_eq!(world.with_limit("amber", 3).len(), 8);
+    world.rest();
+    // BIRD has another ASN now, whatever becomes of the other change.
+    world.calico_asn = 64513;
+    world.changes_hold_time(30);
+    assert_eq!(world.with_hold_time(30), [0]);
+    let asn = |config: &NodePlan| config.underlay.as_ref().unwrap().calico_asn;
+    assert!(world.offers.values().all(|config| asn(config) == 64513));
 }
 
 #[test]
