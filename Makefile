@@ -5,7 +5,7 @@ CARGO ?= cargo
 TOOLS := target/tools/bin
 LAB := target/debug/lab
 
-.PHONY: help deps generate build kube demo test test-unit test-e2e bench-plan bench-fanout check fmt clippy deny generated advisories up down
+.PHONY: help deps generate build kube demo test test-unit test-e2e fuzz bench-plan bench-fanout check fmt clippy deny generated advisories up down
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
@@ -37,11 +37,16 @@ test: deps kube ## everything: unit, golden, property, kernel, real API server, 
 
 # The parts of it name the whole workspace too, so that all share one build.
 test-unit: ## of these, unit, golden and property tests: no privilege, under a minute when built
-	@$(CARGO) test --workspace --lib --bins --test generated --test golden --test laws --test plan
+	@$(CARGO) test --workspace --lib --bins --test generated --test golden --test laws --test fuzz --test plan
 
 test-e2e: deps kube ## of these, the lab's scenarios
 	@$(CARGO) test --quiet --workspace --no-run
 	@$(LAB) test
+
+FUZZ_CASES ?= 1000000
+fuzz: ## a million cases each of what a controller could send and of what people could write (FUZZ_CASES=… for fewer)
+	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test -p calico-vni-router --lib fuzz
+	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test -p calico-vni-planner --test fuzz
 
 bench-plan: ## what a re-plan of 1,000 tenants on 5,000 nodes costs
 	@$(CARGO) bench --quiet -p calico-vni-planner --bench plan

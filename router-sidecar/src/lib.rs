@@ -14,6 +14,8 @@ pub mod files;
 pub mod frr;
 pub mod frr_link;
 pub mod frr_port;
+#[cfg(test)]
+mod fuzz;
 pub mod guard;
 pub mod last_good;
 #[cfg(test)]

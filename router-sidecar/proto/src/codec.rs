@@ -3,12 +3,17 @@
 //! Encoding is deterministic (prost writes fields in the order of their numbers, and the model holds ordered lists),
 //! so equal models have equal digests.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
+use ipnet::IpNet;
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 
-use crate::{model, wire};
+use crate::{model, names, wire};
 
 /// SHA-256 of an encoded message.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -114,7 +119,7 @@ fn strings<T: ToString>(values: &[T]) -> Vec<String> {
 }
 
 fn vni(name: &'static str, value: u32) -> Result<u32, DecodeError> {
-    if (1..=crate::names::VNI_MAX).contains(&value) {
+    if (1..=names::VNI_MAX).contains(&value) {
         return Ok(value);
     }
     Err(DecodeError::Field { field: name, value: value.to_string(), reason: "a VNI is 1 to 16777215".into() })
@@ -125,6 +130,42 @@ fn narrow<T: TryFrom<u32>>(name: &'static str, value: u32) -> Result<T, DecodeEr
         field: name,
         value: value.to_string(),
         reason: "out of range".into(),
+    })
+}
+
+/// Takes a value that becomes part of a name, a path or a command on a node only where it can do no more there.
+fn only<T: fmt::Display>(
+    name: &'static str,
+    value: T,
+    holds: impl Fn(&T) -> bool,
+    reason: &str,
+) -> Result<T, DecodeError> {
+    if holds(&value) {
+        return Ok(value);
+    }
+    Err(DecodeError::Field { field: name, value: value.to_string(), reason: reason.to_owned() })
+}
+
+/// As an object of Kubernetes is named. Counters of the guard are named after tenants.
+fn object_name(name: &'static str, value: String) -> Result<String, DecodeError> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    let holds = |value: &String| (1..=253).contains(&value.len()) && value.chars().all(plain);
+    only(name, value, holds, "lower-case letters, digits, - and . alone")
+}
+
+fn device_name(value: String) -> Result<String, DecodeError> {
+    only("underlay.interfaces", value, |value| names::is_device(value), "no name of a device")
+}
+
+fn pool_from_wire(w: &wire::Pool) -> Result<model::Pool, DecodeError> {
+    let cidr: IpNet = field("tenants.pools.cidr", &w.cidr)?;
+    let block_size: u8 = narrow("tenants.pools.blockSize", w.block_size)?;
+    let cidr = only("tenants.pools.cidr", cidr, |net| *net == net.trunc(), "has bits beyond its length")?;
+    let range = cidr.prefix_len()..=cidr.max_prefix_len();
+    let holds = |size: &u8| range.contains(size);
+    Ok(model::Pool {
+        cidr,
+        block_size: only("tenants.pools.blockSize", block_size, holds, "does not fit the pool")?,
     })
 }
 
@@ -150,7 +191,7 @@ impl Codec for model::Guard {
                 .into_iter()
                 .map(|t| {
                     Ok(model::GuardTenant {
-                        name: t.name,
+                        name: object_name("guard.tenants.name", t.name)?,
                         vni: vni("guard.tenants.vni", t.vni)?,
                         pools: list("guard.tenants.pools", &t.pools)?,
                     })
@@ -270,7 +311,7 @@ fn underlay_from_wire(w: wire::Underlay) -> Result<model::Underlay, DecodeError>
                 })
             })
             .collect::<Result<_, DecodeError>>()?,
-        interfaces: w.interfaces,
+        interfaces: w.interfaces.into_iter().map(device_name).collect::<Result<_, _>>()?,
         mtu: (w.mtu != 0).then_some(w.mtu),
         shared: list("underlay.shared", &w.shared)?,
         graceful_restart: w.graceful_restart,
@@ -308,22 +349,17 @@ fn tenant_to_wire(t: &model::Tenant) -> wire::Tenant {
 }
 
 fn tenant_from_wire(w: wire::Tenant) -> Result<model::Tenant, DecodeError> {
+    // The router's end is the next address.
+    let even = "is no host's end of a link: those are even";
+    let host_v4: Ipv4Addr = field("tenants.hostV4", &w.host_v4)?;
+    let host_v6: Ipv6Addr = field("tenants.hostV6", &w.host_v6)?;
     Ok(model::Tenant {
         vni: vni("tenants.vni", w.vni)?,
-        name: w.name,
+        name: object_name("tenants.name", w.name)?,
         link_index: w.link_index,
-        host_v4: field("tenants.hostV4", &w.host_v4)?,
-        host_v6: field("tenants.hostV6", &w.host_v6)?,
-        pools: w
-            .pools
-            .into_iter()
-            .map(|p| {
-                Ok(model::Pool {
-                    cidr: field("tenants.pools.cidr", &p.cidr)?,
-                    block_size: narrow("tenants.pools.blockSize", p.block_size)?,
-                })
-            })
-            .collect::<Result<_, DecodeError>>()?,
+        host_v4: only("tenants.hostV4", host_v4, |address| address.to_bits() % 2 == 0, even)?,
+        host_v6: only("tenants.hostV6", host_v6, |address| address.to_bits() % 2 == 0, even)?,
+        pools: w.pools.iter().map(pool_from_wire).collect::<Result<_, _>>()?,
         import_rts: list("tenants.importRts", &w.import_rts)?,
         export_rts: list("tenants.exportRts", &w.export_rts)?,
         shared: list("tenants.shared", &w.shared)?,
@@ -459,9 +495,30 @@ mod tests {
 
     #[test]
     fn a_bad_field_is_named() {
-        let mut w = wire::NodeConfig::decode(config().encode().as_slice()).unwrap();
-        w.tenants[0].vni = 0;
-        let error = model::NodeConfig::decode(&w.encode_to_vec()).unwrap_err().to_string();
-        assert!(error.contains("tenants.vni") && error.contains("`0`"), "{error}");
+        type Spoil = fn(&mut wire::NodeConfig);
+        let bad: [(Spoil, &str, &str); 8] = [
+            (|w| w.tenants[0].vni = 0, "tenants.vni", "`0`"),
+            (|w| w.tenants[0].name = "a\" drop; flush ruleset".into(), "tenants.name", "flush"),
+            (|w| w.tenants[0].host_v4 = "255.255.255.255".into(), "tenants.hostV4", "even"),
+            (|w| w.tenants[0].host_v6 = "fd00::3".into(), "tenants.hostV6", "even"),
+            (|w| w.tenants[0].pools[0].block_size = 33, "tenants.pools.blockSize", "`33`"),
+            (|w| w.tenants[0].pools[0].cidr = "10.200.0.1/16".into(), "tenants.pools.cidr", "beyond"),
+            (
+                |w| w.underlay.as_mut().unwrap().interfaces[0] = "../../x".into(),
+                "underlay.interfaces",
+                "../../x",
+            ),
+            (
+                |w| w.underlay.as_mut().unwrap().interfaces[0] = "sixteen-letters!".into(),
+                "underlay.interfaces",
+                "device",
+            ),
+        ];
+        for (spoil, field, word) in bad {
+            let mut w = wire::NodeConfig::decode(config().encode().as_slice()).unwrap();
+            spoil(&mut w);
+            let error = model::NodeConfig::decode(&w.encode_to_vec()).unwrap_err().to_string();
+            assert!(error.contains(field) && error.contains(word), "{error}");
+        }
     }
 }

@@ -48,6 +48,13 @@ pub fn host_link(vni: u32) -> String {
     format!("cv{vni}")
 }
 
+/// Whether the kernel takes it for a device's name (`dev_valid_name`) and it is one word in a path and in a ruleset.
+pub fn is_device(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_graphic() && !"/:\"\\".contains(c);
+    // IFNAMSIZ is 16 with the terminating zero.
+    (1..16).contains(&name.len()) && name != "." && name != ".." && name.chars().all(plain)
+}
+
 /// The VNI in a name made by one of the functions above, with the prefix that was asked for.
 pub fn vni_of(name: &str, prefix: &str) -> Option<u32> {
     let digits = name.strip_prefix(prefix)?;

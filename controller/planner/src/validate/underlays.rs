@@ -411,22 +411,20 @@ fn interfaces(spec: &crds::UnderlaySpec) -> Result<Vec<String>, Verdict> {
             "spec.interfaces: is empty; name at least one interface that leads to the fabric".into(),
         ));
     }
-    let mut names = Vec::with_capacity(spec.interfaces.len());
+    let mut interfaces = Vec::with_capacity(spec.interfaces.len());
     for (i, interface) in spec.interfaces.iter().enumerate() {
         let name = &interface.name;
-        // What the kernel's dev_valid_name refuses.
-        let bad = name.is_empty() || name.len() > 15 || name == "." || name == "..";
-        if bad || name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
+        if !names::is_device(name) {
             return Err(wrong(format!(
                 "spec.interfaces[{i}].name: `{name}` is no interface's name; see `ip link` on a node"
             )));
         }
         let InterfaceMode::Move = interface.mode;
-        names.push(name.clone());
+        interfaces.push(name.clone());
     }
-    names.sort_unstable();
-    names.dedup();
-    Ok(names)
+    interfaces.sort_unstable();
+    interfaces.dedup();
+    Ok(interfaces)
 }
 
 fn mtu(mtu: Option<u32>) -> Result<Option<u32>, Verdict> {
