@@ -5,9 +5,9 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
     task::AbortHandle,
-    time::interval,
+    time::{Instant, interval},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     dial::{Dial, DialError},
@@ -19,6 +19,7 @@ use crate::{
     netns::{Netns, NetnsError},
     node::{Node, NodeError},
     notices::Watch,
+    patience::Patience,
     reconcile::{Reconciler, Settings, look},
     report::{Health, Report},
     session::Session,
@@ -140,14 +141,25 @@ async fn follow_health(
     health: watch::Sender<Option<Health>>,
 ) {
     let mut tick = interval(HEALTH);
+    let (mut patience, mut heard) = (Patience::default(), Vec::new());
     loop {
         tick.tick().await;
         let (told, report) = (told.borrow().clone(), report.borrow().clone());
         let Some(config) = &told.config else { continue };
         let (notices, drops) = (watch.notices(&told, &report).await, watch.drops(&told).await);
-        let sessions = frr.sessions(&config.value).await;
-        let frr_running = sessions.is_ok();
-        let sessions = sessions.unwrap_or_default();
+        let now = Instant::now();
+        match frr.sessions(&config.value).await {
+            Ok(sessions) => {
+                patience.hear(now);
+                heard = sessions;
+            }
+            Err(error) if patience.is_over(now) => {
+                debug!(%error, "FRR counts as down");
+                heard.clear();
+            }
+            Err(error) => debug!(%error, "FRR is given time"),
+        }
+        let (frr_running, sessions) = (!patience.is_over(now), heard.clone());
         health.send_replace(Some(Health { frr_running, sessions, notices, drops }));
     }
 }
