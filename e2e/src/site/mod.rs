@@ -68,6 +68,8 @@ async fn kernel_has_vrf() -> Result<bool> {
 pub struct Site {
     /// Which way it is.
     pub mode: Mode,
+    /// Whether programs there run as fast as on this machine: not under emulation, where bounds on time mean nothing.
+    pub real_processor: bool,
     /// The node side.
     pub nodes: Nodes,
     /// Where our programs are there.
@@ -126,7 +128,8 @@ async fn native(directory: &Path) -> Result<Site> {
     step!("node side ready on this machine");
     let outside = Ipv4Addr::LOCALHOST.into();
     let confd = RealConfd::from_env().map_err(Error::msg)?;
-    Ok(Site { mode: Mode::Native, nodes, programs: Programs(programs), confd, outside, address, child })
+    let programs = Programs(programs);
+    Ok(Site { mode: Mode::Native, real_processor: true, nodes, programs, confd, outside, address, child })
 }
 
 /// A command for a program that the kernel kills when the lab's process goes, however that goes (prctl(2),

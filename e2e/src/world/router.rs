@@ -75,9 +75,21 @@ impl Router<'_> {
         Ok(())
     }
 
-    /// Kills FRR's supervisor and the daemons with it (SIGKILL).
+    /// Kills FRR's supervisor and then its daemons (SIGKILL), which nothing else ends: they are to outlive a supervisor.
     pub async fn kill_frr(self, world: &World) -> Result<()> {
-        world.lab.nodes().kill(&self.frr_name()).await
+        let nodes = world.lab.nodes();
+        nodes.kill(&self.frr_name()).await?;
+        let running = async || nodes.run(&self.0.name, &["ip", "netns", "pids", &self.0.router()]).await;
+        let daemons = running().await?;
+        ensure!(!daemons.trim().is_empty(), "FRR's daemons on {} were not running", self.0.name);
+        let argv: Vec<&str> = ["kill", "-KILL"].into_iter().chain(daemons.split_whitespace()).collect();
+        nodes.run(&self.0.name, &argv).await?;
+        wait::until(&format!("FRR's daemons on {} to be gone", self.0.name), PATIENCE, async || {
+            let left = running().await?;
+            ensure!(left.trim().is_empty(), "processes {left}");
+            Ok(())
+        })
+        .await
     }
 
     /// A file in the agent's state directory.
