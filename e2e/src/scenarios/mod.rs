@@ -14,7 +14,9 @@ pub mod demo;
 pub mod drift;
 pub mod many_vrfs;
 pub mod matrix;
+pub mod mtu;
 pub mod second_tenant;
+pub mod services;
 pub mod spoofing;
 pub mod transitions;
 pub mod withdraw;
@@ -32,7 +34,7 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which they can be played: the others stand on what the first one makes.
-pub const ALL: [Scenario; 12] = [
+pub const ALL: [Scenario; 14] = [
     Scenario {
         name: "demo",
         shows: "an annotated pool and a Tenant become VRFs; tenants reach their own and nobody else",
@@ -52,6 +54,16 @@ pub const ALL: [Scenario; 12] = [
         name: "matrix",
         shows: "each kind of place to each, both families, ICMP and TCP: what is forbidden never arrives",
         play: |world| Box::pin(matrix::play(world)),
+    },
+    Scenario {
+        name: "services",
+        shows: "a tenant's pods reach a Service that it names wherever its endpoints go; nobody else does",
+        play: |world| Box::pin(services::play(world)),
+    },
+    Scenario {
+        name: "mtu",
+        shows: "a tenant carries what the fabric carries less the tunnel's headers, and senders learn how much that is",
+        play: |world| Box::pin(mtu::play(world)),
     },
     Scenario {
         name: "spoofing",
@@ -126,13 +138,18 @@ pub async fn play(world: &mut World, filter: &str) -> Result<()> {
                 step!("{name}: FAILED after {seconds:.1} s: {error:#}");
                 let folder = world.keep_evidence(name).await?;
                 step!("{name}: logs and state of everything are in {}", folder.display());
-                failed.push(*name);
+                failed.push((*name, error));
             }
         }
     }
+    // Told again where a reader of a long log looks first.
+    for (name, error) in &failed {
+        println!("{name} FAILED: {error:#}");
+    }
     println!("{passed} passed, {} failed", failed.len());
     if !failed.is_empty() {
-        bail!("failed: {}", failed.join(", "));
+        let names: Vec<&str> = failed.iter().map(|(name, _)| *name).collect();
+        bail!("failed: {}", names.join(", "));
     }
     Ok(())
 }
