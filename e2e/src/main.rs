@@ -36,11 +36,10 @@ enum Work {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         argv: Vec<String>,
     },
-    /// Play all scenarios, or those whose names contain a text.
+    /// Play all scenarios, or those whose names contain one of these texts.
     Test {
-        /// Part of a scenario's name.
-        #[arg(default_value = "")]
-        filter: String,
+        /// Parts of scenarios' names. A few are played by their whole names alone.
+        names: Vec<String>,
     },
     /// The node side; the lab starts it itself.
     #[command(hide = true)]
@@ -73,14 +72,15 @@ async fn run() -> Result<ExitCode> {
 }
 
 async fn work(work: Work) -> Result<ExitCode> {
-    let (filter, stay) = match work {
+    let (names, stay) = match work {
         Work::Nodes(options) => return nodes::server::run(options).await.map(|()| ExitCode::SUCCESS),
         Work::Down => return run::down().await.map(|()| ExitCode::SUCCESS),
         Work::Exec { netns, argv } => return run::exec(netns, argv).await.map(ExitCode::from),
         Work::Up => (None, true),
-        Work::Demo { stay } => (Some("demo".to_owned()), stay),
-        Work::Test { filter } => (Some(filter), false),
+        Work::Demo { stay } => (Some(vec!["demo".to_owned()]), stay),
+        Work::Test { names } => (Some(names), false),
     };
+    let chosen = names.map(|names| scenarios::chosen(&names)).transpose()?;
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         anyhow::bail!("another TLS provider was installed before");
     }
@@ -90,8 +90,8 @@ async fn work(work: Work) -> Result<ExitCode> {
         Ok(other) => anyhow::bail!("LAB_CALICO_API is `{other}`; it can be `v3` or `v1`"),
     };
     let mut world = World::start(calico).await?;
-    if let Some(filter) = filter {
-        scenarios::play(&mut world, &filter).await?;
+    if let Some(chosen) = chosen {
+        scenarios::play(&mut world, &chosen).await?;
     }
     if stay {
         world.tell_how_to_reach();

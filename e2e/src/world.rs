@@ -69,8 +69,7 @@ impl Drop for World {
 impl World {
     /// Starts everything. Tenants and their pools come later, by whoever plays a scenario.
     pub async fn start(calico: CalicoApi) -> Result<Self> {
-        let programs =
-            std::env::var_os("KUBEBUILDER_ASSETS").map_or_else(|| paths::target("kube"), |p| Ok(p.into()))?;
+        let programs = paths::kube()?;
         let directory = run::directory()?;
         let data = directory.join("api");
         let (lab, api) = try_join(Lab::start(&directory), ApiSide::start(&data, &programs)).await?;

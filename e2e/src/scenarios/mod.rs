@@ -15,6 +15,7 @@ pub mod drift;
 pub mod many_vrfs;
 pub mod matrix;
 pub mod mtu;
+pub mod node_services;
 pub mod second_tenant;
 pub mod services;
 pub mod spoofing;
@@ -34,7 +35,7 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which they can be played: the others stand on what the first one makes.
-pub const ALL: [Scenario; 14] = [
+pub static ALL: [Scenario; 15] = [
     Scenario {
         name: "demo",
         shows: "an annotated pool and a Tenant become VRFs; tenants reach their own and nobody else",
@@ -59,6 +60,11 @@ pub const ALL: [Scenario; 14] = [
         name: "services",
         shows: "a tenant's pods reach a Service that it names wherever its endpoints go; nobody else does",
         play: |world| Box::pin(services::play(world)),
+    },
+    Scenario {
+        name: "node_services",
+        shows: "by a Service a tenant's pods reach each other; by a node's port nobody outside reaches them",
+        play: |world| Box::pin(node_services::play(world)),
     },
     Scenario {
         name: "mtu",
@@ -107,21 +113,32 @@ pub const ALL: [Scenario; 14] = [
     },
 ];
 
-/// Scenarios that are played only when their whole name is asked for: the first takes an emulated machine many minutes, and
-/// in the second FRR 8.4 does not take up the new VRF's tunnel yet (docs/architecture.md, "Known gaps").
-const BY_NAME: [&str; 2] = ["many_vrfs", "vrf_deleted"];
+/// Scenarios that are played only when their whole name is asked for: they take an emulated machine many minutes.
+const BY_NAME: [&str; 1] = ["many_vrfs"];
 
-/// Plays the first and those whose names contain `filter`, one after the other, and says how each went.
-pub async fn play(world: &mut World, filter: &str) -> Result<()> {
-    let asked = |name: &str| name == filter || (name.contains(filter) && !BY_NAME.contains(&name));
-    let chosen: Vec<&Scenario> = ALL.iter().filter(|s| s.name == ALL[0].name || asked(s.name)).collect();
-    if !ALL.iter().any(|s| s.name.contains(filter)) {
-        let names: Vec<_> = ALL.iter().map(|s| s.name).collect();
-        bail!("no scenario is named like `{filter}`; there are {}", names.join(", "));
+/// The first, and those whose names contain one of `names`; without any, all that are not played by name alone.
+pub fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>> {
+    let plays = |name: &str, scenario: &Scenario| {
+        scenario.name == name || (scenario.name.contains(name) && !BY_NAME.contains(&scenario.name))
+    };
+    for name in names {
+        if !ALL.iter().any(|scenario| plays(name, scenario)) {
+            let all: Vec<_> = ALL.iter().map(|s| s.name).collect();
+            bail!("no scenario is named like `{name}`; there are {}", all.join(", "));
+        }
     }
+    let asked = |scenario: &Scenario| match names {
+        [] => plays("", scenario),
+        names => names.iter().any(|name| plays(name, scenario)),
+    };
+    Ok(ALL.iter().filter(|s| s.name == ALL[0].name || asked(s)).collect())
+}
+
+/// Plays these one after the other, and says how each went.
+pub async fn play(world: &mut World, chosen: &[&Scenario]) -> Result<()> {
     let mut failed = Vec::new();
     let mut passed = 0;
-    for Scenario { name, shows, play } in chosen {
+    for &Scenario { name, shows, play } in chosen.iter().copied() {
         let started = Instant::now();
         step!("{name}: {shows}");
         let outcome = match play(world).await {
@@ -138,7 +155,7 @@ pub async fn play(world: &mut World, filter: &str) -> Result<()> {
                 step!("{name}: FAILED after {seconds:.1} s: {error:#}");
                 let folder = world.keep_evidence(name).await?;
                 step!("{name}: logs and state of everything are in {}", folder.display());
-                failed.push((*name, error));
+                failed.push((name, error));
             }
         }
     }
@@ -148,7 +165,7 @@ pub async fn play(world: &mut World, filter: &str) -> Result<()> {
     }
     println!("{passed} passed, {} failed", failed.len());
     if !failed.is_empty() {
-        let names: Vec<&str> = failed.iter().map(|(name, _)| *name).collect();
+        let names: Vec<&str> = failed.iter().map(|&(name, _)| name).collect();
         bail!("failed: {}", names.join(", "));
     }
     Ok(())

@@ -8,7 +8,9 @@ use crate::{
     calico::Family,
     matrix::Place,
     nodes::protocol::Command,
-    step, wait,
+    step,
+    topology::LEAF,
+    wait,
     world::{PATIENCE, World},
 };
 
@@ -92,7 +94,15 @@ async fn narrow(world: &World, pod: &Place, far: &Place, external: &Place) -> Re
     Ok(())
 }
 
+/// Gives the fabric's links so many octets at both ends: the leaf's here, and the routers' by the Underlay. The leaf's tunnel
+/// device stays as wide as a pod, so that what is too big comes in pieces to the router, and the router has to refuse it.
 async fn set(world: &World, mtu: u32) -> Result<()> {
+    let ports = world.lab.members.iter().map(|node| node.name.as_str()).chain(["fabric"]);
+    world
+        .lab
+        .nodes()
+        .ip(Some(LEAF), ports.map(|port| format!("link set {port} mtu {mtu}")).collect())
+        .await?;
     let patch = format!(r#"{{"spec":{{"mtu":{mtu}}}}}"#);
     world.kubectl(&["patch", "underlay", "fabric", "--type=merge", "-p", &patch]).await.map(drop)
 }

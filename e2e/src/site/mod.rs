@@ -17,6 +17,9 @@ use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, step, wait};
 pub mod image;
 pub mod vm;
 
+/// Name of Kubernetes' program that gives Services their addresses.
+pub const KUBE_PROXY: &str = "kube-proxy";
+
 /// Where programs of ours are found on the node side.
 #[derive(Clone, Debug)]
 pub struct Programs(PathBuf);
@@ -74,6 +77,8 @@ pub struct Site {
     pub nodes: Nodes,
     /// Where our programs are there.
     pub programs: Programs,
+    /// Kubernetes' kube-proxy there.
+    pub kube_proxy: String,
     /// Calico's own confd there, where the environment names one.
     pub confd: Option<RealConfd>,
     /// The address by which the node side reaches this machine's loopback.
@@ -129,7 +134,18 @@ async fn native(directory: &Path) -> Result<Site> {
     let outside = Ipv4Addr::LOCALHOST.into();
     let confd = RealConfd::from_env().map_err(Error::msg)?;
     let programs = Programs(programs);
-    Ok(Site { mode: Mode::Native, real_processor: true, nodes, programs, confd, outside, address, child })
+    let kube_proxy = paths::kube()?.join(KUBE_PROXY).to_string_lossy().into_owned();
+    Ok(Site {
+        mode: Mode::Native,
+        real_processor: true,
+        nodes,
+        programs,
+        kube_proxy,
+        confd,
+        outside,
+        address,
+        child,
+    })
 }
 
 /// A command for a program that the kernel kills when the lab's process goes, however that goes (prctl(2),

@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Mode, Programs, Site, alive, dies_with_us, free_ports, image};
+use super::{KUBE_PROXY, Mode, Programs, Site, alive, dies_with_us, free_ports, image};
 use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, step, wait};
 
 /// Programs of ours that run on nodes.
@@ -79,7 +79,18 @@ pub async fn start(directory: &Path) -> Result<Site> {
     step!("node side ready in the virtual machine");
     let programs = Programs(PathBuf::from(MOUNTED));
     let outside = OUTSIDE.into();
-    Ok(Site { mode: Mode::Vm, real_processor: kvm, nodes, programs, confd, outside, address, child })
+    let kube_proxy = programs.path(KUBE_PROXY);
+    Ok(Site {
+        mode: Mode::Vm,
+        real_processor: kvm,
+        nodes,
+        programs,
+        kube_proxy,
+        confd,
+        outside,
+        address,
+        child,
+    })
 }
 
 /// Whether this kernel runs on KVM as far as its first words. Inside another virtual machine the device may open and the
@@ -147,6 +158,9 @@ async fn programs_disk(directory: &Path, glibc: &str) -> Result<(PathBuf, Option
         }
         size += fs::metadata(&copy).context("size of a program")?.size();
     }
+    let kube_proxy = paths::kube()?.join(KUBE_PROXY);
+    size += fs::copy(&kube_proxy, tree.join(KUBE_PROXY))
+        .with_context(|| format!("copy {}; `make kube` builds it", kube_proxy.display()))?;
     size += c_library(&built.join(PROGRAMS[0]), glibc, &tree).await?;
     let confd = confd_on_disk(&tree).await?;
     size += confd.as_ref().map_or(0, |(_, size)| *size);
