@@ -156,7 +156,7 @@ async fn measure(args: &Args, size: usize) {
 
     let changed = Arc::new(Notify::new());
     let shutdown = CancellationToken::new();
-    let agents = Agents::new(Arc::clone(&changed), shutdown.clone());
+    let agents = Agents::new(Arc::clone(&changed), shutdown.clone(), Arc::default());
     let mut publisher = Publisher::default();
     publisher.publish(&settled, &agents);
     let gate = watch::Sender::new(Gate::Open(Arc::clone(&agents)));

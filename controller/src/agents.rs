@@ -9,9 +9,14 @@ use std::{
 
 use calico_vni_planner::snapshot::{Agent, AgentNotice, Session as BgpSession};
 use calico_vni_proto::{codec::Digest, wire};
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+
+use crate::metrics::Metrics;
 
 /// Of this controller.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -43,7 +48,7 @@ pub struct Offer {
 }
 
 /// How the agents stand together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
     /// Connected.
     pub connected: usize,
@@ -56,6 +61,7 @@ pub struct Agents {
     inner: Mutex<Inner>,
     changed: Arc<Notify>,
     shutdown: CancellationToken,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Default)]
@@ -79,6 +85,8 @@ struct Connected {
     has_health: bool,
     /// Guard and configuration of the last result.
     applied: Option<(Digest, Digest)>,
+    /// When the offer that is not acknowledged yet was put up for it.
+    offered_at: Option<Instant>,
     rejected: Option<(Digest, String)>,
 }
 
@@ -96,8 +104,8 @@ pub struct Session {
 
 impl Agents {
     /// An empty table. `changed` is told when something was said that a plan depends on.
-    pub fn new(changed: Arc<Notify>, shutdown: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::default(), changed, shutdown })
+    pub fn new(changed: Arc<Notify>, shutdown: CancellationToken, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { inner: Mutex::default(), changed, shutdown, metrics })
     }
 
     /// A new stream of that node's agent. An older one ends: the node was restarted, or its connection was lost on one
@@ -119,6 +127,7 @@ impl Agents {
             has_applied: false,
             has_health: false,
             applied: None,
+            offered_at: None,
             rejected: None,
         };
         match inner.connected.remove(node) {
@@ -196,7 +205,7 @@ impl Agents {
     /// Puts up what each known node should hold; whoever waits for it learns only what is new to it.
     pub fn offer(&self, offers: BTreeMap<String, Offer>) {
         let mut inner = self.lock();
-        for (node, connected) in &inner.connected {
+        for (node, connected) in &mut inner.connected {
             let wanted = offers.get(node);
             let sent = connected.offer.send_if_modified(|current| {
                 let differs = current.as_ref() != wanted;
@@ -207,6 +216,9 @@ impl Agents {
             });
             if let (true, Some(offer)) = (sent, wanted) {
                 info!(node, digest = %offer.config.digest, guard = %offer.guard.digest, "offered");
+                // One that it did not come to in time counts from the first.
+                connected.offered_at.get_or_insert_with(Instant::now);
+                self.metrics.offered();
             }
         }
         inner.offers = offers;
@@ -252,6 +264,7 @@ impl Session {
             failed = failed.len(),
             "applied"
         );
+        self.agents.metrics.applied(failed.is_empty());
         self.update(|connected| {
             connected.has_applied = true;
             if let Some(offer) = connected.offer.borrow().as_ref().filter(|o| Some(o.config.digest) == digest)
@@ -259,6 +272,10 @@ impl Session {
                 connected.agent.asn = offer.asn;
             }
             connected.applied = guard.zip(digest);
+            let offered = connected.offer.borrow().as_ref().map(|o| (o.guard.digest, o.config.digest));
+            if let Some(at) = connected.offered_at.take_if(|_| guard.zip(digest) == offered) {
+                self.agents.metrics.acknowledged(at.elapsed());
+            }
             connected.agent.programmed = programmed.into_iter().map(|t| (t.name, t.vni)).collect();
             connected.agent.failed = failed.into_iter().map(|t| (t.name, t.error)).collect();
             let taken = |d: &Digest| Some(*d) == digest || Some(*d) == guard;
@@ -279,6 +296,7 @@ impl Session {
             return;
         };
         warn!(node = self.node, %digest, reason = rejected.reason, "refused by the agent");
+        self.agents.metrics.rejected();
         self.update(|connected| {
             connected.rejected = Some((digest, rejected.reason));
         });
@@ -359,7 +377,7 @@ pub(crate) mod tests {
 
     fn table() -> (Arc<Agents>, Arc<Notify>) {
         let changed = Arc::new(Notify::new());
-        (Agents::new(changed.clone(), CancellationToken::new()), changed)
+        (Agents::new(changed.clone(), CancellationToken::new(), Arc::default()), changed)
     }
 
     fn signalled(changed: &Notify) -> bool {

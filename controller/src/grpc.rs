@@ -56,7 +56,10 @@ const REJOIN: Duration = Duration::from_secs(40);
 #[derive(Clone)]
 pub enum Gate {
     /// Not yet: they wait.
-    Preparing,
+    Preparing {
+        /// For what, in words.
+        missing: String,
+    },
     /// Not here: another controller serves them.
     Standby {
         /// Which one, in words.
@@ -122,12 +125,12 @@ impl Service {
     /// The table of agents, once there is one.
     async fn agents(&self) -> Result<Arc<Agents>, Status> {
         let mut gate = self.gate.clone();
-        let decided = gate.wait_for(|gate| !matches!(gate, Gate::Preparing));
+        let decided = gate.wait_for(|gate| !matches!(gate, Gate::Preparing { .. }));
         match self.shutdown.run_until_cancelled(decided).await {
             Some(Ok(gate)) => match &*gate {
                 Gate::Open(agents) => Ok(Arc::clone(agents)),
                 Gate::Standby { reason } => Err(Status::unavailable(reason.clone())),
-                Gate::Preparing => Err(Status::unavailable("not ready")),
+                Gate::Preparing { .. } => Err(Status::unavailable("not ready")),
             },
             Some(Err(_)) | None => Err(Status::unavailable("the controller stops")),
         }

@@ -7,6 +7,7 @@
 //! - [`linger`]: how long tenants stay where their last block has left.
 //! - [`status`], [`events`]: what users are told.
 //! - [`leader`]: which of several controllers leads, and that no other writes.
+//! - [`metrics`]: what is measured of all this, and whether it is ready.
 //! - [`runtime`]: the one loop; [`replica`]: the wiring around it.
 //!
 //! Planning itself is the `calico-vni-planner` crate; nothing here decides what a tenant gets.
@@ -18,6 +19,7 @@ pub mod events;
 pub mod grpc;
 pub mod leader;
 pub mod linger;
+pub mod metrics;
 pub mod observe;
 pub mod publish;
 pub mod replica;

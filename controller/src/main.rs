@@ -50,6 +50,10 @@ struct Args {
     #[arg(long, env = "CALICO_VNI_GRPC_LISTEN", default_value = "127.0.0.1:9443", value_name = "ADDRESS")]
     grpc_listen: SocketAddr,
 
+    /// Address and port of metrics (/metrics) and probes (/healthz, /readyz), which are not secret and need no proof.
+    #[arg(long, env = "CALICO_VNI_HTTP_LISTEN", default_value = "127.0.0.1:9444", value_name = "ADDRESS")]
+    http_listen: SocketAddr,
+
     /// Listen on an address that others can reach, without TLS: whoever reaches it can speak for any node.
     #[arg(long, env = "CALICO_VNI_INSECURE", conflicts_with_all = ["tls", "tls_dir"])]
     insecure: bool,
@@ -129,10 +133,11 @@ async fn main() -> anyhow::Result<()> {
         .await
         .context("no API server: set KUBECONFIG, or run in a pod with a service account")?;
     info!(api_server = %config.cluster_url, version = env!("CARGO_PKG_VERSION"), "starting");
-    let (client, options) = options(&args, &config)?;
-    let listener = TcpListener::bind(args.grpc_listen)
-        .await
-        .with_context(|| format!("--grpc-listen {}: cannot listen there", args.grpc_listen))?;
+    let (client, mut options) = options(&args, &config)?;
+    let http = listen("--http-listen", args.http_listen).await?;
+    info!(address = %http.local_addr()?, "metrics and probes");
+    options.http = Some(http);
+    let listener = listen("--grpc-listen", args.grpc_listen).await?;
     info!(address = %listener.local_addr()?, "agents may dial");
 
     let shutdown = CancellationToken::new();
@@ -140,6 +145,10 @@ async fn main() -> anyhow::Result<()> {
     Box::pin(replica::run(client, listener, options, shutdown)).await?;
     info!("stopped");
     Ok(())
+}
+
+async fn listen(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{flag} {address}: cannot listen there"))
 }
 
 /// What the command line asks for, and the client that everything but the election goes through.

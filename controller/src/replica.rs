@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use calico_vni_identity::{serving::Certificate, upkeep::Origin};
+use calico_vni_telemetry::Source;
 use kube::Client;
 use tokio::{net::TcpListener, sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -12,6 +13,7 @@ use tracing::error;
 use crate::{
     grpc::{self, Access, Gate},
     leader::Candidate,
+    metrics::{Metrics, Served},
     runtime::{self, RuntimeError, Settings},
 };
 
@@ -28,12 +30,14 @@ pub struct Options {
     pub origin: Option<Origin>,
     /// How it comes to lead; alone it always does.
     pub candidate: Option<Candidate>,
+    /// Where metrics and probes are asked for.
+    pub http: Option<TcpListener>,
 }
 
 impl Options {
     /// One alone, without TLS.
     pub fn alone(settings: Settings) -> Self {
-        Self { settings, access: Access::plain(), origin: None, candidate: None }
+        Self { settings, access: Access::plain(), origin: None, candidate: None, http: None }
     }
 }
 
@@ -45,10 +49,25 @@ pub async fn run(
     options: Options,
     shutdown: CancellationToken,
 ) -> Result<(), RuntimeError> {
-    let Options { settings, access, origin, candidate } = options;
-    let gate = watch::Sender::new(Gate::Preparing);
+    let Options { settings, access, origin, candidate, http } = options;
+    let gate = watch::Sender::new(Gate::Preparing { missing: "the Lease of whoever leads".to_owned() });
     let leads = watch::Sender::new(false);
+    let metrics = Arc::new(Metrics::default());
     let certificate = access.certificate.clone();
+    let told = Served {
+        metrics: Arc::clone(&metrics),
+        gate: gate.subscribe(),
+        leads: leads.subscribe(),
+        door: Arc::clone(&access.door),
+    };
+    let telemetry = async {
+        if let Some(listener) = http {
+            let source: Arc<dyn Source> = Arc::new(told);
+            let served = calico_vni_telemetry::serve(listener, source);
+            shutdown.run_until_cancelled(served).await.unwrap_or(Ok(()))?;
+        }
+        Ok(())
+    };
     let service = async {
         let served = grpc::serve(listener, gate.subscribe(), access, shutdown.clone());
         // Agents are told that their streams end; who does not listen is left.
@@ -63,10 +82,10 @@ pub async fn run(
     };
     let work = async {
         if let Some(candidate) = &candidate {
-            elected(&client, candidate, &gate, &leads, settings, &shutdown).await
+            elected(&client, candidate, (&gate, &leads), &metrics, settings, &shutdown).await
         } else {
             leads.send_replace(true);
-            runtime::lead(&client, &gate, settings, shutdown.clone()).await
+            runtime::lead(&client, &gate, &metrics, settings, shutdown.clone()).await
         }
     };
     let upkeep = async {
@@ -75,7 +94,7 @@ pub async fn run(
         }
         Ok(())
     };
-    tokio::try_join!(service, work, upkeep)?;
+    tokio::try_join!(service, work, upkeep, telemetry)?;
     Ok(())
 }
 
@@ -92,24 +111,24 @@ async fn fresh(
 async fn elected(
     client: &Client,
     candidate: &Candidate,
-    gate: &watch::Sender<Gate>,
-    leads: &watch::Sender<bool>,
+    (gate, leads): (&watch::Sender<Gate>, &watch::Sender<bool>),
+    metrics: &Arc<Metrics>,
     settings: Settings,
     shutdown: &CancellationToken,
 ) -> Result<(), RuntimeError> {
     let standby =
         |holder: &str| drop(gate.send_replace(Gate::Standby { reason: format!("standby; {holder} leads") }));
     while let Some(mut term) = shutdown.run_until_cancelled(candidate.acquire(standby)).await {
-        gate.send_replace(Gate::Preparing);
         leads.send_replace(true);
         let stop = shutdown.child_token();
         // Whatever is under way in the work ends with this block.
         let ended = tokio::select! {
             biased;
             reason = term.lost() => Err(reason),
-            ended = runtime::lead(client, gate, settings, stop.clone()) => Ok(ended),
+            ended = runtime::lead(client, gate, metrics, settings, stop.clone()) => Ok(ended),
         };
         leads.send_replace(false);
+        metrics.rests();
         match ended {
             Ok(ended) => {
                 term.release().await;

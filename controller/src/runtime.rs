@@ -5,7 +5,6 @@ use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use kube::{Client, runtime::reflector::store::WriterDropped};
 use tokio::{
-    net::TcpListener,
     sync::{Notify, watch},
     task::{JoinError, JoinSet},
     time::Instant,
@@ -20,9 +19,9 @@ use crate::{
     events::Events,
     grpc::Gate,
     linger::Linger,
+    metrics::{Metrics, Stage},
     observe::Stores,
     publish::Publisher,
-    replica::{self, Options},
 };
 
 /// Changes are gathered this long before a plan is made of them.
@@ -46,6 +45,9 @@ pub enum RuntimeError {
     /// A store can never be filled.
     #[error("a reflector ended before its first list")]
     NeverReady(#[from] WriterDropped),
+    /// The server of metrics and probes failed.
+    #[error("the server of metrics and probes failed")]
+    Telemetry(#[from] std::io::Error),
     /// The gRPC server failed.
     #[error("the gRPC server failed")]
     Grpc(#[from] tonic::transport::Error),
@@ -72,10 +74,15 @@ struct Sources {
 
 impl Sources {
     /// Reads everything once.
-    async fn read(client: &Client, served: Served, changed: &Arc<Notify>) -> Result<Self, RuntimeError> {
+    async fn read(
+        client: &Client,
+        served: Served,
+        changed: &Arc<Notify>,
+        waits: impl FnMut(Vec<&'static str>),
+    ) -> Result<Self, RuntimeError> {
         let mut reflectors = JoinSet::new();
         let stores = Stores::start(client, served, changed, &mut reflectors);
-        stores.ready().await?;
+        stores.ready(waits).await?;
         Ok(Self { stores, reflectors })
     }
 
@@ -89,7 +96,7 @@ impl Sources {
                 version = served.api.version(),
                 "Calico is served in another way"
             );
-            match tokio::time::timeout(READ_ANEW, Self::read(&client, served, &changed)).await {
+            match tokio::time::timeout(READ_ANEW, Self::read(&client, served, &changed, drop)).await {
                 Ok(Ok(sources)) => return sources,
                 Ok(Err(error)) => warn!(%error, "it cannot be read; what is used stays in use"),
                 Err(_) => warn!("it was not read in time; what is used stays in use"),
@@ -98,37 +105,33 @@ impl Sources {
     }
 }
 
-/// Runs one controller alone, without TLS, until it is told to stop.
-pub async fn run(
-    client: Client,
-    listener: TcpListener,
-    settings: Settings,
-    shutdown: CancellationToken,
-) -> Result<(), RuntimeError> {
-    Box::pin(replica::run(client, listener, Options::alone(settings), shutdown)).await
-}
-
 /// Does the work until it is told to stop. Agents are let in once everything has been read. Nothing is written from the
 /// moment on in which it is told to stop.
 pub(crate) async fn lead(
     client: &Client,
     gate: &watch::Sender<Gate>,
+    metrics: &Arc<Metrics>,
     settings: Settings,
     stop: CancellationToken,
 ) -> Result<(), RuntimeError> {
     let changed = Arc::new(Notify::new());
+    let missing = |missing| drop(gate.send_replace(Gate::Preparing { missing }));
     let read_all = async {
+        missing("Calico's kinds at the API server".to_owned());
         let served = detect::wait_for_calico(client).await;
-        Sources::read(client, served, &changed).await
+        Sources::read(client, served, &changed, |kinds| {
+            missing(format!("the first list of {}", kinds.join(", ")));
+        })
+        .await
     };
     let Some(read) = stop.run_until_cancelled(Box::pin(read_all)).await else { return Ok(()) };
     let sources = read?;
-    let agents = Agents::new(changed.clone(), stop.clone());
+    let agents = Agents::new(changed.clone(), stop.clone(), Arc::clone(metrics));
     gate.send_replace(Gate::Open(Arc::clone(&agents)));
     tokio::select! {
         biased;
         () = stop.cancelled() => Ok(()),
-        ended = Box::pin(control(client, sources, &agents, &changed, settings)) => {
+        ended = Box::pin(control(client, sources, &agents, &changed, metrics, settings)) => {
             ended.map(|never| match never {})
         }
     }
@@ -140,10 +143,11 @@ async fn control(
     mut sources: Sources,
     agents: &Agents,
     changed: &Arc<Notify>,
+    metrics: &Arc<Metrics>,
     settings: Settings,
 ) -> Result<Infallible, RuntimeError> {
     let began = Instant::now();
-    let mut applier = Applier::new(KubeCluster::new(client, sources.stores.api()));
+    let mut applier = Applier::new(KubeCluster::new(client, sources.stores.api()), Arc::clone(metrics));
     let mut publisher = Publisher::default();
     let mut linger = Linger::new(settings.linger);
     let mut events = Events::start(client.clone());
@@ -151,6 +155,7 @@ async fn control(
     loop {
         let started = Instant::now();
         let mut observed = sources.stores.observe(agents.said());
+        metrics.stage(Stage::Observe, started.elapsed());
         let mut due = None;
         if detect::still(client, sources.stores.served()).await {
             applier.complete(&mut observed);
@@ -158,20 +163,26 @@ async fn control(
             let planning = Instant::now();
             let plan = calico_vni_planner::plan(&observed.snapshot);
             let planned_us = micros(planning.elapsed());
+            metrics.stage(Stage::Plan, planning.elapsed());
+            metrics.planned(&plan);
             linger.follow(&plan, &observed.snapshot, started);
 
             let mut pass = Pass::new(&plan, &observed);
-            applier.prepare(&mut pass).await;
-            applier.withdraw(&mut pass).await;
+            metrics.timed(Stage::Prepare, applier.prepare(&mut pass)).await;
+            metrics.timed(Stage::Withdraw, applier.withdraw(&mut pass)).await;
+            let publishing = Instant::now();
             publisher.publish(&plan, agents);
+            metrics.stage(Stage::Publish, publishing.elapsed());
             let grace = Some(began + GRACE).filter(|end| {
                 Instant::now() < *end
                     && !plan.nodes.keys().all(|node| observed.snapshot.agents.contains_key(node))
             });
-            let mut notices = applier.establish(pass, Timestamp::now(), grace.is_some()).await;
+            let establish = applier.establish(pass, Timestamp::now(), grace.is_some());
+            let mut notices = metrics.timed(Stage::Establish, establish).await;
             notices.extend(plan.notices.iter().cloned());
             events.tell(&notices, &observed.snapshot);
             due = [applier.next_due(), linger.next_due(started), grace].into_iter().flatten().min();
+            metrics.pass(started.elapsed());
             debug!(
                 tenants = observed.snapshot.tenants.len(),
                 nodes = plan.nodes.len(),

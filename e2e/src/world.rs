@@ -136,7 +136,8 @@ impl World {
         let mut command = Local::new(program("calico-vni-controller")?);
         command
             .env("KUBECONFIG", self.api.kubeconfig(User::Controller))
-            .args(["--grpc-listen", &format!("127.0.0.1:{}", self.controller_port)]);
+            .args(["--grpc-listen", &format!("127.0.0.1:{}", self.controller_port)])
+            .args(["--http-listen", "127.0.0.1:0"]);
         self.controller = Process::start("controller", &command, self.api.dir())?;
         let (port, controller) = (self.controller_port, &mut self.controller);
         wait::until("the controller to listen", Duration::from_mins(1), async || {

@@ -1,11 +1,13 @@
 //! Puts the agent together: the node, FRR, the kernel's events, the stream to the controller, and the loop.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use calico_vni_telemetry::{Source, serve};
 use tokio::{
+    net::TcpListener,
     sync::{mpsc, watch},
     task::AbortHandle,
-    time::{Instant, interval},
+    time::{Instant, interval, sleep},
 };
 use tracing::{debug, info, warn};
 
@@ -15,6 +17,7 @@ use crate::{
     frr_port::Frr as _,
     last_good::{LastGood, Told},
     lock::{Lock, LockError},
+    metrics::Served,
     netlink::{Client, NetlinkError, events},
     netns::{Netns, NetnsError},
     node::{Node, NodeError},
@@ -27,6 +30,9 @@ use crate::{
 
 /// How often FRR is asked for its sessions.
 const HEALTH: Duration = Duration::from_secs(5);
+
+/// Pause before the address of metrics and probes is tried again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(30);
 
 /// Where things are.
 #[derive(Clone, Debug)]
@@ -41,6 +47,8 @@ pub struct Options {
     pub frr_dir: PathBuf,
     /// Where the agent keeps what it has to know after a restart.
     pub state_dir: PathBuf,
+    /// Where metrics and probes are asked for.
+    pub http_listen: SocketAddr,
     /// How often it looks.
     pub settings: Settings,
 }
@@ -94,7 +102,16 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (report_sender, report) = watch::channel(Report::default());
     let (health_sender, health) = watch::channel(None);
     let frr = FrrLink::new(options.frr_dir.clone()).routing_in(kernel);
-    let reconciler = Reconciler::new(platform, frr, options.settings, told.clone(), report_sender);
+    let (connected_sender, connected) = watch::channel(false);
+    let served = Arc::new(Served {
+        metrics: Arc::default(),
+        told: told.clone(),
+        report: report.clone(),
+        health: health.clone(),
+        connected,
+    });
+    let metrics = Arc::clone(&served.metrics);
+    let reconciler = Reconciler::new(platform, frr, options.settings, told.clone(), report_sender, metrics);
     let session = Session {
         node: options.node,
         dial: options.dial,
@@ -102,6 +119,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         told: told_sender,
         report: report.clone(),
         health,
+        connected: connected_sender,
     };
     let health = follow_health(FrrLink::new(options.frr_dir), watch, (told, report), health_sender);
 
@@ -109,6 +127,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         () = reconciler.run(changed) => warn!("the loop ended"),
         () = session.run() => warn!("the session ended"),
         () = health => warn!("health ended"),
+        never = telemetry(options.http_listen, served) => match never {},
         () = ended(&connections) => return Err(StartError::Deaf),
         () = stop_signal() => info!("stopping; what stands on the node stays as it is"),
     }
@@ -161,6 +180,23 @@ async fn follow_health(
         }
         let (frr_running, sessions) = (!patience.is_over(now), heard.clone());
         health.send_replace(Some(Health { frr_running, sessions, notices, drops }));
+    }
+}
+
+/// Serves metrics and probes. What the node carries does not wait for it, nor for whoever has its address.
+async fn telemetry(address: SocketAddr, source: Arc<dyn Source>) -> Infallible {
+    loop {
+        let served = match TcpListener::bind(address).await {
+            Ok(listener) => {
+                info!(%address, "metrics and probes");
+                serve(listener, Arc::clone(&source)).await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = served {
+            warn!(%address, %error, "--http-listen: metrics and probes are not served; it is tried again");
+        }
+        sleep(LISTEN_AGAIN).await;
     }
 }
 

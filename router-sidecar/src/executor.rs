@@ -17,6 +17,8 @@ use crate::{
 pub struct Outcome {
     /// How many changes were made.
     pub made: usize,
+    /// How many were tried, by kind and whether they were made.
+    pub tried: BTreeMap<(&'static str, bool), u64>,
     /// What failed for all of the node: the change and the reason.
     pub node: Vec<Failure>,
     /// What failed first for a tenant, by VNI.
@@ -131,6 +133,7 @@ impl Run<'_> {
 
     fn note(&mut self, op: &Op, result: Result<(), String>) {
         let vni = op.vni();
+        *self.outcome.tried.entry((op.kind(), result.is_ok())).or_default() += 1;
         match result {
             Ok(()) => {
                 info!(

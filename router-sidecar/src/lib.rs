@@ -19,6 +19,7 @@ pub mod last_good;
 #[cfg(test)]
 mod laws;
 pub mod lock;
+pub mod metrics;
 pub mod netlink;
 pub mod netns;
 pub mod node;

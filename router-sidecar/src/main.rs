@@ -1,6 +1,8 @@
 //! The command line.
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration,
+};
 
 use calico_vni_router::{
     agent, cleanup,
@@ -117,6 +119,9 @@ struct Run {
     controller_name: String,
     #[command(flatten)]
     places: Places,
+    /// Address and port of metrics (/metrics) and probes (/healthz, /readyz), which are not secret and need no proof.
+    #[arg(long, env = "CALICO_VNI_HTTP_LISTEN", default_value = "127.0.0.1:9445", value_name = "ADDRESS")]
+    http_listen: SocketAddr,
     /// Seconds after which everything is looked at again though nothing was told.
     #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
     resync: u64,
@@ -162,13 +167,24 @@ async fn serve(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Frr { options } => supervisor::run(options).await?,
         Command::Run(run) => {
-            let Run { node, controller, ca_file, token_file, controller_name, places, resync, dry_run } = run;
+            let Run {
+                node,
+                controller,
+                ca_file,
+                token_file,
+                controller_name,
+                places,
+                http_listen,
+                resync,
+                dry_run,
+            } = run;
             let options = agent::Options {
                 node,
                 dial: Dial { controller, ca_file, token_file, controller_name },
                 router_netns: places.netns.router_netns,
                 frr_dir: places.frr_dir,
                 state_dir: places.state_dir,
+                http_listen,
                 settings: Settings { resync: Duration::from_secs(resync), ..Settings::default() },
             };
             if dry_run {

@@ -75,6 +75,27 @@ impl Op {
         }
     }
 
+    /// One word for what it does.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::GuardLoad(_) => "guard-load",
+            Self::GuardDelete => "guard-delete",
+            Self::Rules(_) => "rules",
+            Self::RouteAdd(..) => "route-add",
+            Self::RouteDelete(..) => "route-delete",
+            Self::AddressAdd(..) => "address-add",
+            Self::AddressDelete(..) => "address-delete",
+            Self::LinkAdd(..) => "link-add",
+            Self::VethAdd { .. } => "veth-add",
+            Self::LinkSet(..) => "link-set",
+            Self::LinkDelete(..) => "link-delete",
+            Self::Sysctl(..) => "sysctl",
+            Self::UplinkTake(_) => "uplink-take",
+            Self::UplinkReturn(_) => "uplink-return",
+            Self::Frr(_) => "frr",
+        }
+    }
+
     /// The first line of what it says: changes of FRR and of the rules list all that they write.
     pub fn headline(&self) -> String {
         self.to_string().lines().next().unwrap_or_default().to_owned()

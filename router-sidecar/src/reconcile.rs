@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,6 +26,7 @@ use crate::{
     executor::{Outcome, execute},
     frr_port::Frr,
     last_good::Told,
+    metrics::Metrics,
     node::{NodeError, Platform},
     observe::Observed,
     op::Op,
@@ -98,6 +100,7 @@ async fn settle(
     look: Look,
     platform: &impl Platform,
     frr: &impl Frr,
+    metrics: &Metrics,
     wait: impl Fn(&Op) -> bool,
 ) -> Result<(Look, Outcome), NodeError> {
     let Look { desired, mut observed, mut ops } = look;
@@ -107,6 +110,7 @@ async fn settle(
             break;
         }
         last = execute(&ops, &desired.config, platform, frr, &wait).await;
+        metrics.tried(&last);
         (observed, ops) = compare(&desired, platform, frr).await?;
         if last.made == 0 {
             break;
@@ -182,6 +186,8 @@ pub struct Reconciler<P, F> {
     pub told: watch::Receiver<Told>,
     /// Where the results go.
     pub report: watch::Sender<Report>,
+    /// What is measured.
+    pub metrics: Arc<Metrics>,
     backoff: Backoff,
     reasons: Reasons,
     digests: (Option<Digest>, Option<Digest>),
@@ -200,6 +206,7 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
         settings: Settings,
         told: watch::Receiver<Told>,
         report: watch::Sender<Report>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             platform,
@@ -207,6 +214,7 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
             settings,
             told,
             report,
+            metrics,
             backoff: Backoff::default(),
             reasons: Reasons::default(),
             digests: (None, None),
@@ -228,6 +236,7 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
             self.digests = digests;
         }
         let Some(config) = told.config.as_ref() else { return };
+        let began = Instant::now();
         let mut report = Report { guard: digests.0, config: digests.1, tenants: vec![] };
         let node = config.value.node.as_str();
         report.tenants = if told.guard.is_none() && !config.value.tenants.is_empty() {
@@ -252,6 +261,8 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
                 }
             }
         };
+        let in_step = report.tenants.iter().all(|tenant| tenant.error.is_none());
+        self.metrics.round(began.elapsed(), in_step && self.unreadable.is_none());
         self.report.send_if_modified(|last| {
             let news = *last != report;
             if news {
@@ -266,7 +277,7 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
     async fn settled(&mut self, told: &Told, now: Instant) -> Result<Vec<TenantReport>, NodeError> {
         let Some(look) = look(told, &self.platform, &self.frr).await? else { return Ok(vec![]) };
         let waits = |op: &Op| self.backoff.waits(&op.to_string(), now);
-        let (look, outcome) = settle(look, &self.platform, &self.frr, waits).await?;
+        let (look, outcome) = settle(look, &self.platform, &self.frr, &self.metrics, waits).await?;
         self.reasons.update(&look.ops, &outcome);
         let patient = !self.patience.is_over(now);
         let trusted = |tenant: &Tenant| patient && self.carried.get(&tenant.vni) == Some(tenant);

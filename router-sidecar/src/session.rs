@@ -48,6 +48,8 @@ pub struct Session {
     pub report: watch::Receiver<Report>,
     /// FRR and its sessions.
     pub health: watch::Receiver<Option<Health>>,
+    /// Says whether the stream stands.
+    pub connected: watch::Sender<bool>,
 }
 
 /// Why a stream ended.
@@ -71,6 +73,7 @@ impl Session {
         loop {
             let began = Instant::now();
             let Err(error) = self.once().await;
+            self.connected.send_replace(false);
             // A stream that lived past the longest pause was a good one.
             failures = if began.elapsed() > PAUSE.1 { 0 } else { failures.saturating_add(1) };
             let pause = pause(failures, jitter(&self.node, failures));
@@ -97,6 +100,7 @@ impl Session {
         }
         let mut stream = client.sync(request).await.map_err(Box::new)?.into_inner();
         info!(node = self.node, controller = self.dial.controller, "connected to the controller");
+        self.connected.send_replace(true);
 
         self.report.mark_changed();
         let mut health_tick = interval(HEALTH);

@@ -87,6 +87,7 @@ struct Agent {
     told: watch::Receiver<Told>,
     report: watch::Sender<Report>,
     health: watch::Sender<Option<Health>>,
+    connected: watch::Receiver<bool>,
     state: tempfile::TempDir,
 }
 
@@ -96,6 +97,7 @@ fn agent(controller: SocketAddr) -> Agent {
     let (told_sender, told) = watch::channel(Told::default());
     let (report, report_receiver) = watch::channel(Report::default());
     let (health, health_receiver) = watch::channel(None);
+    let (connected, stands) = watch::channel(false);
     let session = Session {
         node: "n1".into(),
         dial: Dial {
@@ -108,9 +110,10 @@ fn agent(controller: SocketAddr) -> Agent {
         told: told_sender,
         report: report_receiver,
         health: health_receiver,
+        connected,
     };
     tokio::spawn(session.run());
-    Agent { told, report, health, state }
+    Agent { told, report, health, connected: stands, state }
 }
 
 fn empty(node: &str) -> NodeConfig {
@@ -128,6 +131,7 @@ async fn what_is_sent_is_taken_kept_and_answered() {
     let mut stream = stream(&mut streams).await;
     let from_agent::Message::Hello(hello) = stream.next().await else { panic!("no hello") };
     assert_eq!((hello.node.as_str(), hello.guard_digest.len(), hello.config_digest.len()), ("n1", 0, 0));
+    timeout(Duration::from_secs(5), agent.connected.wait_for(|connected| *connected)).await.unwrap().unwrap();
     assert_eq!(hello.version, env!("CARGO_PKG_VERSION"));
 
     let config = empty("n1");
@@ -185,6 +189,10 @@ async fn a_lost_controller_is_dialled_again_and_told_what_is_held() {
     drop(first);
     server.abort();
     let _ = server.await;
+    timeout(Duration::from_secs(20), agent.connected.wait_for(|connected| !connected))
+        .await
+        .unwrap()
+        .unwrap();
 
     let (_, mut streams, _server) = serve(&address.to_string()).await;
     let mut second = stream(&mut streams).await;

@@ -45,6 +45,9 @@ pub struct Plan {
     pub nodes: BTreeMap<String, NodePlan>,
     /// The same for every node.
     pub guard: Guard,
+    /// Pools that would be a tenant's and cannot be, each with why in one word. Their pods reach their own node alone.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub quarantined: BTreeMap<String, &'static str>,
     /// Annotations of Namespaces: those to hold with their values, and `None` for those to take away. A Namespace
     /// without an entry is left as it is.
     pub namespaces: BTreeMap<String, BTreeMap<String, Option<String>>>,

@@ -32,7 +32,7 @@ use self::{
     settle::Settling,
     write::{Cluster, Key, Write, WriteError},
 };
-use crate::{observe::Observed, status};
+use crate::{metrics::Metrics, observe::Observed, status};
 
 pub mod api_server;
 pub mod diff;
@@ -53,6 +53,7 @@ const ATTEMPTS: u32 = 3;
 /// Carries out plans, one after the other.
 pub struct Applier<C> {
     cluster: C,
+    metrics: Arc<Metrics>,
     retries: Retries,
     ledger: Ledger,
     settled: Settled,
@@ -90,9 +91,10 @@ impl<'a> Pass<'a> {
 
 impl<C: Cluster> Applier<C> {
     /// Writes by that cluster.
-    pub fn new(cluster: C) -> Self {
+    pub fn new(cluster: C, metrics: Arc<Metrics>) -> Self {
         Self {
             cluster,
+            metrics,
             retries: Retries::default(),
             ledger: Ledger::default(),
             settled: Settled::new(),
@@ -255,6 +257,7 @@ impl<C: Cluster> Applier<C> {
         while let Some((write, result)) = results.next().await {
             let key = write.key();
             self.ledger.record(&write, result.as_ref().map(drop));
+            self.metrics.wrote(&key, result.as_ref().err());
             match result {
                 Ok(stored) => {
                     log_done(&write, &key);

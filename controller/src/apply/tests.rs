@@ -147,7 +147,7 @@ async fn carry_out(applier: &mut Applier<Fake>, plan: &Plan, observed: &Observed
 async fn what_is_right_is_left_alone() {
     let plan = planned(&["red", "blue"]);
     let fake = Fake::default();
-    carry_out(&mut Applier::new(fake.clone()), &plan, &standing(&plan)).await;
+    carry_out(&mut Applier::new(fake.clone(), Arc::default()), &plan, &standing(&plan)).await;
     assert_eq!(fake.take(), [""; 0]);
 }
 
@@ -172,7 +172,7 @@ async fn everything_in_its_order() {
     observed.snapshot.namespaces = vec![Namespace { metadata: meta("team"), ..Namespace::default() }];
 
     let fake = Fake::default();
-    let mut applier = Applier::new(fake.clone());
+    let mut applier = Applier::new(fake.clone(), Arc::default());
     carry_out(&mut applier, &plan, &observed).await;
     // Of one Tenant each thing waits until the one before was seen.
     let expected = [
@@ -206,7 +206,7 @@ async fn everything_in_its_order() {
 async fn a_peer_waits_for_its_filter_and_for_nobody_elses() {
     let plan = planned(&["red", "blue"]);
     let fake = Fake::default();
-    let mut applier = Applier::new(fake.clone());
+    let mut applier = Applier::new(fake.clone(), Arc::default());
     fake.fail("put BGPFilter calico-vni-red", WriteError::Refused("no".into()));
     carry_out(&mut applier, &plan, &empty()).await;
     let asked = fake.take();
@@ -228,7 +228,7 @@ async fn a_peer_waits_for_its_filter_and_for_nobody_elses() {
 #[tokio::test]
 async fn what_is_not_wanted_any_more_is_not_tried_again() {
     let fake = Fake::default();
-    let mut applier = Applier::new(fake.clone());
+    let mut applier = Applier::new(fake.clone(), Arc::default());
     fake.fail("put BGPFilter calico-vni-red", WriteError::Unclear("down".into()));
     carry_out(&mut applier, &planned(&["red"]), &empty()).await;
     assert!(applier.next_due().is_some());
@@ -247,13 +247,13 @@ async fn a_users_own_object_is_told_of_and_left_alone() {
     observed.filters.insert(name, Arc::new(own));
     observed.peers.clear();
     let fake = Fake::default();
-    let notices = carry_out(&mut Applier::new(fake.clone()), &plan, &observed).await;
+    let notices = carry_out(&mut Applier::new(fake.clone(), Arc::default()), &plan, &observed).await;
     assert_eq!(fake.take(), [""; 0], "nor is there a peer that would go by somebody else's filter");
     let notice = notices.first().expect("told");
     assert_eq!((&notice.about, notice.reason.as_str()), (&About::Tenant("red".into()), "NameTaken"));
 
     // Nor is it collected when nobody wants its name.
-    carry_out(&mut Applier::new(fake.clone()), &Plan::default(), &observed).await;
+    carry_out(&mut Applier::new(fake.clone(), Arc::default()), &Plan::default(), &observed).await;
     assert_eq!(fake.take(), [""; 0]);
 }
 
@@ -269,7 +269,7 @@ async fn edits_are_put_right_and_servers_defaults_are_not_edits() {
 
     // A server that takes no for no answer: once is enough.
     let fake = Fake { default: Some(("nextHopMode", "Auto")), ..Fake::default() };
-    let mut applier = Applier::new(fake.clone());
+    let mut applier = Applier::new(fake.clone(), Arc::default());
     for expected in [vec!["put BGPPeer calico-vni-red"], vec![]] {
         carry_out(&mut applier, &plan, &observed).await;
         assert_eq!(fake.take(), expected);
@@ -319,7 +319,7 @@ async fn an_allocation_is_known_before_it_is_seen() {
         observed.snapshot.nodes = vec![Arc::new(node("n1"))];
         observed
     };
-    let mut applier = Applier::new(Fake::default());
+    let mut applier = Applier::new(Fake::default(), Arc::default());
     carry_out(&mut applier, &plan, &observe()).await;
 
     let mut stale = observe();
@@ -338,7 +338,7 @@ async fn an_allocation_is_known_before_it_is_seen() {
 #[tokio::test]
 async fn nothing_is_allocated_while_it_is_unclear_what_was() {
     let fake = Fake::default();
-    let mut applier = Applier::new(fake.clone());
+    let mut applier = Applier::new(fake.clone(), Arc::default());
     let mut plan = Plan::default();
     plan.allocations.tenants.insert("red".into(), TenantAllocation { vni: 1001, link_index: 1 });
     let mut observed = empty();
@@ -370,7 +370,7 @@ async fn nothing_is_allocated_while_it_is_unclear_what_was() {
 async fn what_was_written_is_not_written_again_before_it_is_seen() {
     let plan = planned(&["red"]);
     let fake = Fake::default();
-    let mut applier = Applier::new(fake.clone());
+    let mut applier = Applier::new(fake.clone(), Arc::default());
     carry_out(&mut applier, &plan, &empty()).await;
     assert_eq!(fake.take(), ["put BGPFilter calico-vni-red", "put BGPPeer calico-vni-red"]);
     carry_out(&mut applier, &plan, &empty()).await;
@@ -396,7 +396,7 @@ async fn a_peer_goes_when_its_filter_cannot_be_made_to_stand() {
     for (what, observed) in [("gone", gone), ("going", going)] {
         let fake = Fake::default();
         fake.fail("put BGPFilter calico-vni-red", WriteError::Refused("no".into()));
-        let mut applier = Applier::new(fake.clone());
+        let mut applier = Applier::new(fake.clone(), Arc::default());
         let notices = carry_out(&mut applier, &plan, &observed).await;
         let asked = fake.take();
         assert!(asked.contains(&"delete BGPPeer calico-vni-red".to_owned()), "{what}: {asked:?}");
@@ -406,7 +406,7 @@ async fn a_peer_goes_when_its_filter_cannot_be_made_to_stand() {
 
     // One that can be made again at once costs no session, nor does one attempt that fails.
     let fake = Fake::default();
-    let mut applier = Applier::new(fake.clone());
+    let mut applier = Applier::new(fake.clone(), Arc::default());
     carry_out(&mut applier, &plan, &without(&|observed| drop(observed.filters.remove(&name)))).await;
     assert_eq!(fake.take(), ["put BGPFilter calico-vni-red"]);
     let edited = without(&|observed| {
@@ -415,7 +415,7 @@ async fn a_peer_goes_when_its_filter_cannot_be_made_to_stand() {
         observed.filters.insert(name.clone(), Arc::new(filter));
     });
     fake.fail("put BGPFilter calico-vni-red", WriteError::Conflict);
-    let mut applier = Applier::new(fake.clone());
+    let mut applier = Applier::new(fake.clone(), Arc::default());
     for attempt in 0..=ATTEMPTS {
         carry_out(&mut applier, &plan, &edited).await;
         let asked = fake.take();
@@ -430,7 +430,7 @@ async fn whoever_undoes_a_write_again_and_again_is_named_and_not_raced() {
     let plan = planned(&["red"]);
     let name = "calico-vni-red".to_owned();
     let fake = Fake::default();
-    let mut applier = Applier::new(fake.clone());
+    let mut applier = Applier::new(fake.clone(), Arc::default());
     let (mut writes, mut told) = (0, BTreeSet::new());
     // Somebody answers each write within a moment.
     for version in 1..20 {
@@ -486,7 +486,7 @@ async fn a_new_number_is_known_before_it_is_seen() {
         observed.snapshot.nodes = vec![Arc::new(n1)];
         observed
     };
-    let mut applier = Applier::new(Fake::default());
+    let mut applier = Applier::new(Fake::default(), Arc::default());
     carry_out(&mut applier, &plan, &observe()).await;
     for _ in 0..2 {
         let mut stale = observe();
@@ -505,7 +505,7 @@ async fn much_to_write_is_done_in_parts_and_nobody_is_cut_off_by_that() {
     let mut observed = standing(&plan);
     observed.filters.clear();
     let fake = Fake::default();
-    let mut applier = Applier::new(fake.clone());
+    let mut applier = Applier::new(fake.clone(), Arc::default());
     let puts = |asked: &[String]| asked.iter().filter(|what| what.starts_with("put BGPFilter")).count();
     carry_out(&mut applier, &plan, &observed).await;
     let first = fake.take();
@@ -516,7 +516,7 @@ async fn much_to_write_is_done_in_parts_and_nobody_is_cut_off_by_that() {
     assert_eq!((second.len(), puts(&second)), (50, 50));
 
     // A peer that is new waits for a filter that is left to the next pass.
-    let mut applier = Applier::new(fake.clone());
+    let mut applier = Applier::new(fake.clone(), Arc::default());
     carry_out(&mut applier, &plan, &empty()).await;
     let asked = fake.take();
     let filters: BTreeSet<&str> =
@@ -535,7 +535,7 @@ async fn what_was_written_in_a_pass_is_not_written_upon_again_in_it() {
     let mut observed = empty();
     observed.snapshot.tenants = vec![tenant("red")];
     let fake = Fake::default();
-    let mut applier = Applier::new(fake.clone());
+    let mut applier = Applier::new(fake.clone(), Arc::default());
     carry_out(&mut applier, &plan, &observed).await;
     assert_eq!(fake.take(), ["hold Tenant red"], "the status would follow from a version that is no more");
 

@@ -29,7 +29,7 @@ async fn served() -> Served {
 
 async fn served_with(access: Access) -> Served {
     let shutdown = CancellationToken::new();
-    let agents = Agents::new(Arc::new(Notify::new()), shutdown.clone());
+    let agents = Agents::new(Arc::new(Notify::new()), shutdown.clone(), Arc::default());
     let gate = watch::Sender::new(Gate::Open(Arc::clone(&agents)));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let scheme = if access.certificate.is_some() { "https" } else { "http" };
@@ -161,7 +161,7 @@ async fn it_stops_with_streams_open() {
 #[tokio::test]
 async fn agents_wait_while_it_prepares_and_are_sent_away_from_a_standby() {
     let stage = served().await;
-    stage.gate.send_replace(Gate::Preparing);
+    stage.gate.send_replace(Gate::Preparing { missing: String::new() });
     let mut waiting = Box::pin(dial(&stage, hello("n1", None)));
     let early = tokio::time::timeout(Duration::from_millis(100), &mut waiting).await;
     assert!(early.is_err(), "it has no answer for as long as there is none");

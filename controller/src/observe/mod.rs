@@ -20,7 +20,7 @@ use calico_vni_crds::{
     tenant::SERVICES,
 };
 use calico_vni_planner::{Snapshot, snapshot::Agent};
-use futures::{FutureExt, future::BoxFuture};
+use futures::{FutureExt, StreamExt, TryFutureExt, future::BoxFuture, stream::FuturesUnordered};
 use k8s_openapi::api::{
     core::v1::{Namespace, Node},
     discovery::v1::EndpointSlice,
@@ -51,6 +51,9 @@ mod reflect;
 
 /// Names of our BGPPeers and BGPFilters begin with it. Labels cannot select them, since Calico may hide labels in JSON.
 pub const NAME_PREFIX: &str = "calico-vni-";
+
+const TENANTS: &str = "Tenant";
+const SLICES: &str = "EndpointSlice";
 
 /// How often it is told that something is still missing or still fails.
 const TELL: Duration = Duration::from_secs(30);
@@ -98,11 +101,11 @@ impl Stores {
         let (services, selection) = watch::channel(None);
         Self {
             served,
-            tenants: start.reflect((), "Tenant", |_| true),
+            tenants: start.reflect((), TENANTS, |_| true),
             underlays: start.reflect((), "Underlay", |_| true),
             nodes: start.reflect((), "Node", node),
             namespaces: start.reflect((), "Namespace", namespace),
-            endpoint_slices: start.follow((), "EndpointSlice", endpoint_slice, selection),
+            endpoint_slices: start.follow((), SLICES, endpoint_slice, selection),
             services,
             service_cidrs: served.service_cidr.then(|| start.reflect((), "ServiceCIDR", |_| true)),
             pools: start.reflect(api, "IPPool", |_| true),
@@ -127,10 +130,11 @@ impl Stores {
         self.served.api
     }
 
-    /// Waits until every store has been filled once. What is not served and may be missing is not awaited.
-    pub async fn ready(&self) -> Result<(), WriterDropped> {
-        let mut waiting: Vec<(&str, BoxFuture<'_, Result<(), WriterDropped>>)> = vec![
-            ("Tenant", self.tenants.wait_until_ready().boxed()),
+    /// Waits until every store has been filled once; `waits` is told for which kinds. What is not served and may be missing is
+    /// not awaited.
+    pub async fn ready(&self, mut waits: impl FnMut(Vec<&'static str>)) -> Result<(), WriterDropped> {
+        let mut waiting: Vec<(&'static str, BoxFuture<'_, Result<(), WriterDropped>>)> = vec![
+            (TENANTS, self.tenants.wait_until_ready().boxed()),
             ("Underlay", self.underlays.wait_until_ready().boxed()),
             ("Node", self.nodes.wait_until_ready().boxed()),
             ("Namespace", self.namespaces.wait_until_ready().boxed()),
@@ -149,12 +153,29 @@ impl Stores {
         if let Some(store) = &self.service_cidrs {
             waiting.push(("ServiceCIDR", store.wait_until_ready().boxed()));
         }
-        for (kind, ready) in waiting {
-            told(kind, ready).await?;
+        waiting.push((SLICES, self.endpoint_slices.wait_until_ready().boxed()));
+        let mut missing: BTreeSet<&'static str> = waiting.iter().map(|(kind, _)| *kind).collect();
+        let mut lists: FuturesUnordered<_> =
+            waiting.into_iter().map(|(kind, ready)| ready.map_ok(move |()| kind)).collect();
+        while !missing.is_empty() {
+            waits(missing.iter().copied().collect());
+            match tokio::time::timeout(TELL, lists.next()).await {
+                Ok(Some(kind)) => {
+                    missing.remove(kind?);
+                    if !missing.contains(TENANTS) {
+                        // Which EndpointSlices are wanted is known from the Tenants.
+                        self.follow_services();
+                    }
+                }
+                Ok(None) => break,
+                Err(_) => {
+                    warn!(
+                        ?missing,
+                        "waiting for the first list of these kinds; nothing is planned or served before"
+                    );
+                }
+            }
         }
-        // Which of these are wanted is known from the Tenants.
-        self.follow_services();
-        told("EndpointSlice", self.endpoint_slices.wait_until_ready().boxed()).await?;
         info!(
             tenants = self.tenants.len(),
             pools = self.pools.len(),
@@ -218,16 +239,6 @@ fn of_services<'a>(named: impl Iterator<Item = &'a str>) -> watcher::Config {
     }
     let names: Vec<&str> = names.into_iter().collect();
     config.labels(&format!("{} in ({})", reduce::SERVICE_NAME, names.join(",")))
-}
-
-/// Waits, and tells for what.
-async fn told(kind: &str, mut ready: BoxFuture<'_, Result<(), WriterDropped>>) -> Result<(), WriterDropped> {
-    loop {
-        if let Ok(result) = tokio::time::timeout(TELL, &mut ready).await {
-            return result;
-        }
-        warn!(kind, "waiting for the first list of this kind; nothing is planned or served before");
-    }
 }
 
 fn list<K>(store: &Store<K>) -> Vec<K>

@@ -7,6 +7,7 @@
 //! - [`chaos`]: random steps, with the controller killed in between, against a plan from scratch.
 //! - [`groups`]: Calico moves from one group to the other.
 //! - [`identity`]: tokens, the rotation of the authority, and which of several controllers leads.
+//! - [`metrics`]: metrics and probes over HTTP.
 //! - [`rights`]: the role holds what is used, and nothing that is not.
 //! - [`stop`]: SIGTERM in the midst of much to write.
 //!
@@ -17,6 +18,7 @@ mod burst;
 mod chaos;
 mod groups;
 mod identity;
+mod metrics;
 mod rights;
 mod stop;
 #[path = "../support/mod.rs"]

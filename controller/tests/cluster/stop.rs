@@ -44,7 +44,9 @@ async fn nothing_is_written_once_it_is_told_to_stop() {
     let (config, log) = (dir.path().join("kubeconfig"), dir.path().join("log"));
     std::fs::write(&config, stage.server.kubeconfig("controller").to_string()).unwrap();
     let mut program = Command::new(env!("CARGO_BIN_EXE_calico-vni-controller"));
-    program.args(["--grpc-listen", "127.0.0.1:0", "--log-format", "json"]).env("KUBECONFIG", &config);
+    program
+        .args(["--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--log-format", "json"])
+        .env("KUBECONFIG", &config);
     program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(std::fs::File::create(&log).unwrap());
     let mut running = Running(program.spawn().unwrap());
     let log = || std::fs::read_to_string(&log).unwrap();

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use calico_vni_controller::runtime::{self, Settings};
+use calico_vni_controller::{
+    replica::{self, Options},
+    runtime::Settings,
+};
 use calico_vni_crds::{
     Tenant, Underlay,
     calico::{BgpFilter, BgpPeer, Calico, CalicoApi, CalicoSpec, IpPool},
@@ -40,6 +43,8 @@ pub struct Stage {
 /// A controller in this process.
 pub struct Controller {
     pub address: SocketAddr,
+    /// Of metrics and probes.
+    pub http: SocketAddr,
     shutdown: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -55,9 +60,12 @@ impl Controller {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let running = runtime::run(server.controller().await, listener, settings, shutdown.clone());
-        let task = tokio::spawn(async move { running.await.unwrap() });
-        Self { address, shutdown, task }
+        let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let asked = http.local_addr().unwrap();
+        let options = Options { http: Some(http), ..Options::alone(settings) };
+        let running = replica::run(server.controller().await, listener, options, shutdown.clone());
+        let task = tokio::spawn(async move { Box::pin(running).await.unwrap() });
+        Self { address, http: asked, shutdown, task }
     }
 
     /// In the middle of whatever it does.

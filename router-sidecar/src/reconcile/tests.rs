@@ -70,8 +70,14 @@ impl Agent {
         let (told, told_receiver) = watch::channel(Told::default());
         let (report_sender, report) = watch::channel(Report::default());
         let (word, changed) = mpsc::channel(1);
-        let reconciler =
-            Reconciler::new(node.clone(), frr.clone(), Settings::default(), told_receiver, report_sender);
+        let reconciler = Reconciler::new(
+            node.clone(),
+            frr.clone(),
+            Settings::default(),
+            told_receiver,
+            report_sender,
+            Arc::default(),
+        );
         let task = tokio::spawn(reconciler.run(changed));
         Self { node, frr, told, report, word, task }
     }
@@ -285,7 +291,8 @@ async fn a_node_that_cannot_be_read_is_left_alone_for_a_while() {
     let (_told, told) = watch::channel(told);
     let (report, _report) = watch::channel(Report::default());
     let frr = FakeFrr::default();
-    let mut reconciler = Reconciler::new(node.clone(), frr, Settings::default(), told, report);
+    let mut reconciler =
+        Reconciler::new(node.clone(), frr, Settings::default(), told, report, Arc::default());
     let mut now = Instant::now();
     reconciler.round(now).await;
     node.lock().unreadable = true;

@@ -29,6 +29,7 @@ pub fn plan(snapshot: &Snapshot) -> Plan {
         tenants_to_delete: names(&valid, |t| t.object.is_some() && t.managed && !t.named && !t.deleting),
         finalizers: names(&valid, |t| t.object.is_some() && !t.deleting),
         guard: guard::guard(snapshot, &valid),
+        quarantined: quarantined(&valid),
         ..Plan::default()
     };
     calico::objects(snapshot, &valid, &placement, &mut plan);
@@ -91,6 +92,11 @@ fn finished(snapshot: &Snapshot, valid: &Validated<'_>, placement: &Placement) -
         }
     }
     left.into_iter().map(str::to_owned).collect()
+}
+
+fn quarantined(valid: &Validated<'_>) -> BTreeMap<String, &'static str> {
+    let claimed = valid.pools.iter().filter(|pool| pool.claim != Claim::Plain);
+    claimed.filter_map(|pool| Some((pool.name.to_owned(), pool.verdict.as_ref()?.reason))).collect()
 }
 
 fn notices(valid: &Validated<'_>) -> BTreeSet<Notice> {
