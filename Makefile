@@ -5,7 +5,7 @@ CARGO ?= cargo
 TOOLS := target/tools/bin
 LAB := target/debug/lab
 
-.PHONY: help deps generate build kube demo test test-unit test-e2e bench-plan bench-fanout check fmt clippy deny generated advisories up down
+.PHONY: help deps generate build images kube helm kind demo test test-unit test-e2e bench-plan bench-fanout check fmt clippy deny generated advisories up down
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
@@ -16,11 +16,18 @@ deps: ## packages that the lab and the tests need (apt on Debian and Ubuntu; els
 kube: ## etcd, kube-apiserver, kube-controller-manager and kubectl from their Go modules, into target/kube
 	@e2e/kube/build.sh
 
+helm: ## helm from its Go module, into target/tools
+	@e2e/helm/build.sh
+
 build: ## all programs
 	@$(CARGO) build --workspace --bins
 
-generate: ## CustomResourceDefinitions below crds/generated and e2e/calico-crds
+images: ## the two container images of a release build, by docker, podman or buildah
+	@deploy/images/build.sh release
+
+generate: helm ## definitions below crds/generated and e2e/calico-crds, docs/api.md, and what is rendered from the chart
 	@$(CARGO) run --quiet -p calico-vni-crds --bin generate-crds
+	@deploy/helm/render.sh
 
 demo: deps kube build ## the main job: two tenants over EVPN on two nodes, and the matrix of who reaches whom
 	@$(LAB) demo
@@ -31,7 +38,7 @@ up: deps kube build ## the lab, until Ctrl-C, to look around in
 down: ## stop a lab that was left behind
 	@$(LAB) down
 
-test: deps kube ## everything: unit, golden, property, kernel, real API server, and the lab's scenarios (needs root)
+test: deps kube helm ## everything: unit, golden, property, kernel, real API server, and the lab's scenarios (needs root)
 	@$(CARGO) test --workspace
 	@$(LAB) test
 
