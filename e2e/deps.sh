@@ -3,7 +3,7 @@
 set -euo pipefail
 
 # program:package
-needs='ip:iproute2 nft:nftables iptables:iptables ping:iputils-ping bird:bird vtysh:frr qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs
+needs='ip:iproute2 nft:nftables iptables:iptables faketime:faketime ping:iputils-ping bird:bird vtysh:frr qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs
 depmod:kmod unshare:util-linux cc:build-essential git:git sysctl:procps'
 
 PATH=$PATH:/usr/sbin:/sbin:/usr/lib/frr

@@ -133,12 +133,7 @@ impl World {
 
     /// Starts the controller, as the user whose rights are those of `deploy/rbac.yaml`.
     pub async fn start_controller(&mut self) -> Result<()> {
-        let mut command = Local::new(program("calico-vni-controller")?);
-        command
-            .env("KUBECONFIG", self.api.kubeconfig(User::Controller))
-            .args(["--grpc-listen", &format!("127.0.0.1:{}", self.controller_port)])
-            .args(["--http-listen", "127.0.0.1:0"]);
-        self.controller = Process::start("controller", &command, self.api.dir())?;
+        self.controller = self.controller_at("controller", self.controller_port)?;
         let (port, controller) = (self.controller_port, &mut self.controller);
         wait::until("the controller to listen", Duration::from_mins(1), async || {
             controller.check().map_err(wait::hopeless)?;
@@ -147,6 +142,22 @@ impl World {
         .await?;
         step!("controller ready; its log: {}", self.controller.log().display());
         Ok(())
+    }
+
+    /// Starts another controller that knows nothing of the first. No agent dials it.
+    pub fn second_controller(&self) -> Result<Process> {
+        self.controller_at("second-controller", 0)
+    }
+
+    fn controller_at(&self, name: &'static str, port: u16) -> Result<Process> {
+        let mut command = Local::new(program("calico-vni-controller")?);
+        command.env("KUBECONFIG", self.api.kubeconfig(User::Controller)).args([
+            "--grpc-listen",
+            &format!("127.0.0.1:{port}"),
+            "--http-listen",
+            "127.0.0.1:0",
+        ]);
+        Process::start(name, &command, self.api.dir())
     }
 
     /// Kills the controller (SIGKILL).

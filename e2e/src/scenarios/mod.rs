@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use crate::{step, world::World};
 
 pub mod bad_input;
+pub mod chaos;
 pub mod cleanup;
 pub mod controller_gone;
 pub mod demo;
@@ -35,7 +36,7 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which they can be played: the others stand on what the first one makes.
-pub static ALL: [Scenario; 15] = [
+pub static ALL: [Scenario; 16] = [
     Scenario {
         name: "demo",
         shows: "an annotated pool and a Tenant become VRFs; tenants reach their own and nobody else",
@@ -82,6 +83,11 @@ pub static ALL: [Scenario; 15] = [
         play: |world| Box::pin(transitions::play(world)),
     },
     Scenario {
+        name: "chaos",
+        shows: "permitted flows lose nothing, whatever becomes of controller, API server and agents",
+        play: |world| Box::pin(chaos::play(world)),
+    },
+    Scenario {
         name: "bad_input",
         shows: "what cannot be honoured is told, and changes nothing else",
         play: |world| Box::pin(bad_input::play(world)),
@@ -114,7 +120,7 @@ pub static ALL: [Scenario; 15] = [
 ];
 
 /// Scenarios that are played only when their whole name is asked for: they take an emulated machine many minutes.
-const BY_NAME: [&str; 1] = ["many_vrfs"];
+const BY_NAME: [&str; 2] = ["many_vrfs", "chaos"];
 
 /// The first, and those whose names contain one of `names`; without any, all that are not played by name alone.
 pub fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>> {

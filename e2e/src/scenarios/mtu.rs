@@ -137,12 +137,13 @@ async fn told(world: &World, is: bool) -> Result<String> {
     .await
 }
 
-/// Forgets what the path has taught a place.
+/// Forgets what the path has taught a place. IPv4 keeps it at the route, whose cache `ip route flush cache` does not reach.
 async fn forget(world: &World, place: &Place) -> Result<()> {
-    for family in ["-4", "-6"] {
-        world.lab.nodes().run(&place.netns, &["ip", family, "route", "flush", "cache"]).await?;
-    }
-    Ok(())
+    let nodes = world.lab.nodes();
+    let default = nodes.run(&place.netns, &["ip", "-4", "route", "show", "default"]).await?;
+    let lines = ["del", "add"].map(|verb| format!("route {verb} {}", default.trim()));
+    nodes.ip(Some(&place.netns), lines.into()).await?;
+    nodes.run(&place.netns, &["ip", "-6", "route", "flush", "cache"]).await.map(drop)
 }
 
 /// An echo request of so many octets, IP header and all, that nobody may cut to pieces.

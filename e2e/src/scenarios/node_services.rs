@@ -5,7 +5,10 @@
 //! What must not arrive is counted in the pod's namespace whatever its source has become: kube-proxy rewrites it. Each way is
 //! also tried with a pod of the default pool behind the same Service, who does answer.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -66,6 +69,9 @@ async fn in_mode(world: &World, mode: &str) -> Result<()> {
     }
     played
 }
+
+/// How long a kube-proxy may take to its first rules: it starts some dozens of programs, each of them dear under emulation.
+const FIRST_RULES: Duration = Duration::from_mins(4);
 
 /// Where a Service is reached.
 #[derive(Clone, Copy)]
@@ -243,7 +249,7 @@ async fn put_behind(world: &World, mode: &str, place: &Place) -> Result<()> {
     for node in &world.lab.members {
         wait::until(
             &format!("kube-proxy of {} to lead to {}", node.name, place.name),
-            PATIENCE,
+            FIRST_RULES,
             async || {
                 let rules = rules(world, node, mode).await?;
                 ensure!(rules.contains(&format!("{address}:{PORT}")), "its rules do not name {address}");
