@@ -28,6 +28,9 @@ use crate::{
     session::Session,
 };
 
+/// How long the controller may take to open a stream.
+const STREAM: Duration = Duration::from_mins(1);
+
 /// How often FRR is asked for its sessions.
 const HEALTH: Duration = Duration::from_secs(5);
 
@@ -115,6 +118,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let session = Session {
         node: options.node,
         dial: options.dial,
+        patience: STREAM,
         last_good,
         told: told_sender,
         report: report.clone(),

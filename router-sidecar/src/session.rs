@@ -12,9 +12,10 @@ use calico_vni_proto::{
 use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, interval, sleep},
+    time::{Instant, interval, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -40,6 +41,9 @@ pub struct Session {
     pub node: String,
     /// How the controller is reached.
     pub dial: Dial,
+    /// How long a stream may take to be opened: a controller that has just started lets agents wait until it knows the
+    /// cluster. Connections have been seen that neither open a stream nor break.
+    pub patience: Duration,
     /// Where what was taken is kept.
     pub last_good: LastGood,
     /// Where what was taken goes.
@@ -64,6 +68,9 @@ pub enum SessionError {
     /// The controller closed it.
     #[error("the controller closed the stream")]
     Closed,
+    /// Neither a stream nor a refusal.
+    #[error("the controller opened no stream within {} s", .0.as_secs())]
+    Silent(Duration),
 }
 
 impl Session {
@@ -83,8 +90,6 @@ impl Session {
     }
 
     async fn once(&mut self) -> Result<std::convert::Infallible, SessionError> {
-        let mut client =
-            RouterClient::new(self.dial.connect().await?).max_decoding_message_size(LONGEST_MESSAGE);
         let (to_controller, queue) = mpsc::channel(QUEUE);
         let say = |message| {
             let to_controller = &to_controller;
@@ -94,11 +99,8 @@ impl Session {
             }
         };
         say(from_agent::Message::Hello(self.hello())).await?;
-        let mut request = tonic::Request::new(ReceiverStream::new(queue));
-        if let Some(authorization) = self.dial.authorization().await? {
-            request.metadata_mut().insert("authorization", authorization);
-        }
-        let mut stream = client.sync(request).await.map_err(Box::new)?.into_inner();
+        let opened = timeout(self.patience, self.open(queue)).await;
+        let mut stream = opened.map_err(|_| SessionError::Silent(self.patience))??;
         info!(node = self.node, controller = self.dial.controller, "connected to the controller");
         self.connected.send_replace(true);
 
@@ -134,6 +136,20 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// A new connection, and the stream on it.
+    async fn open(
+        &self,
+        queue: mpsc::Receiver<wire::FromAgent>,
+    ) -> Result<Streaming<wire::FromController>, SessionError> {
+        let channel = self.dial.connect().await?;
+        let mut client = RouterClient::new(channel).max_decoding_message_size(LONGEST_MESSAGE);
+        let mut request = tonic::Request::new(ReceiverStream::new(queue));
+        if let Some(authorization) = self.dial.authorization().await? {
+            request.metadata_mut().insert("authorization", authorization);
+        }
+        Ok(client.sync(request).await.map_err(Box::new)?.into_inner())
     }
 
     fn hello(&self) -> wire::Hello {
