@@ -69,7 +69,7 @@ struct Args {
     #[arg(long, env = "CALICO_VNI_TLS_DIR", value_name = "DIR")]
     tls_dir: Option<PathBuf>,
 
-    /// Namespace of controller and routers: of the Secret, the ConfigMap, the Lease, and the routers' service account.
+    /// Namespace of controller and routers: of the Secrets, the ConfigMap, the Lease, and the routers' service account.
     #[arg(long, env = "CALICO_VNI_NAMESPACE")]
     namespace: Option<String>,
 
@@ -179,7 +179,8 @@ fn options(args: &Args, config: &Config) -> anyhow::Result<(Client, Options)> {
     } else {
         (plain()?, None)
     };
-    let mut options = Options { candidate, ..Options::alone(Settings { linger: args.linger }) };
+    let settings = Settings { linger: args.linger, namespace: args.namespace.clone() };
+    let mut options = Options { candidate, ..Options::alone(settings) };
     if tls {
         let namespace = namespace()?;
         let reviewer = Reviewer::new(&client, namespace, &args.router_service_account);

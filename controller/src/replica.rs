@@ -82,10 +82,10 @@ pub async fn run(
     };
     let work = async {
         if let Some(candidate) = &candidate {
-            elected(&client, candidate, (&gate, &leads), &metrics, settings, &shutdown).await
+            elected(&client, candidate, (&gate, &leads), &metrics, &settings, &shutdown).await
         } else {
             leads.send_replace(true);
-            runtime::lead(&client, &gate, &metrics, settings, shutdown.clone()).await
+            runtime::lead(&client, &gate, &metrics, &settings, shutdown.clone()).await
         }
     };
     let upkeep = async {
@@ -113,7 +113,7 @@ async fn elected(
     candidate: &Candidate,
     (gate, leads): (&watch::Sender<Gate>, &watch::Sender<bool>),
     metrics: &Arc<Metrics>,
-    settings: Settings,
+    settings: &Settings,
     shutdown: &CancellationToken,
 ) -> Result<(), RuntimeError> {
     let standby =

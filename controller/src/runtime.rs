@@ -54,15 +54,17 @@ pub enum RuntimeError {
 }
 
 /// What may be set.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// How long a tenant stays on a node after its last block has left.
     pub linger: Duration,
+    /// Its own namespace, where it has one: of the Secrets with BGP passwords.
+    pub namespace: Option<String>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { linger: Duration::from_mins(10) }
+        Self { linger: Duration::from_mins(10), namespace: None }
     }
 }
 
@@ -77,18 +79,24 @@ impl Sources {
     async fn read(
         client: &Client,
         served: Served,
+        namespace: Option<&str>,
         changed: &Arc<Notify>,
         waits: impl FnMut(Vec<&'static str>),
     ) -> Result<Self, RuntimeError> {
         let mut reflectors = JoinSet::new();
-        let stores = Stores::start(client, served, changed, &mut reflectors);
+        let stores = Stores::start(client, served, namespace, changed, &mut reflectors);
         stores.ready(waits).await?;
         Ok(Self { stores, reflectors })
     }
 
     /// Waits until Calico is served in another way than `current`, and everything has been read anew. What was read
     /// before is in use meanwhile, so that no plan is ever made of two groups.
-    async fn read_other(client: Client, current: Served, changed: Arc<Notify>) -> Self {
+    async fn read_other(
+        client: Client,
+        current: Served,
+        namespace: Option<String>,
+        changed: Arc<Notify>,
+    ) -> Self {
         loop {
             let served = detect::wait_for_other(&client, current).await;
             info!(
@@ -96,7 +104,12 @@ impl Sources {
                 version = served.api.version(),
                 "Calico is served in another way"
             );
-            match tokio::time::timeout(READ_ANEW, Self::read(&client, served, &changed, drop)).await {
+            match tokio::time::timeout(
+                READ_ANEW,
+                Self::read(&client, served, namespace.as_deref(), &changed, drop),
+            )
+            .await
+            {
                 Ok(Ok(sources)) => return sources,
                 Ok(Err(error)) => warn!(%error, "it cannot be read; what is used stays in use"),
                 Err(_) => warn!("it was not read in time; what is used stays in use"),
@@ -111,7 +124,7 @@ pub(crate) async fn lead(
     client: &Client,
     gate: &watch::Sender<Gate>,
     metrics: &Arc<Metrics>,
-    settings: Settings,
+    settings: &Settings,
     stop: CancellationToken,
 ) -> Result<(), RuntimeError> {
     let changed = Arc::new(Notify::new());
@@ -119,7 +132,7 @@ pub(crate) async fn lead(
     let read_all = async {
         missing("Calico's kinds at the API server".to_owned());
         let served = detect::wait_for_calico(client).await;
-        Sources::read(client, served, &changed, |kinds| {
+        Sources::read(client, served, settings.namespace.as_deref(), &changed, |kinds| {
             missing(format!("the first list of {}", kinds.join(", ")));
         })
         .await
@@ -144,14 +157,16 @@ async fn control(
     agents: &Agents,
     changed: &Arc<Notify>,
     metrics: &Arc<Metrics>,
-    settings: Settings,
+    settings: &Settings,
 ) -> Result<Infallible, RuntimeError> {
     let began = Instant::now();
     let mut applier = Applier::new(KubeCluster::new(client, sources.stores.api()), Arc::clone(metrics));
     let mut publisher = Publisher::default();
     let mut linger = Linger::new(settings.linger);
     let mut events = Events::start(client.clone());
-    let mut other = pin!(Sources::read_other(client.clone(), sources.stores.served(), changed.clone()));
+    let read_other =
+        |served| Sources::read_other(client.clone(), served, settings.namespace.clone(), changed.clone());
+    let mut other = pin!(read_other(sources.stores.served()));
     loop {
         let started = Instant::now();
         let mut observed = sources.stores.observe(agents.said());
@@ -201,7 +216,7 @@ async fn control(
             read = &mut other => {
                 sources = read;
                 applier.turn_to(KubeCluster::new(client, sources.stores.api()));
-                other.set(Sources::read_other(client.clone(), sources.stores.served(), changed.clone()));
+                other.set(read_other(sources.stores.served()));
             }
         }
     }

@@ -395,6 +395,18 @@ pub fn neighbor_address(schema: &mut Schema) {
     );
 }
 
+/// The name of a Secret.
+pub fn secret_name(schema: &mut Schema) {
+    add(
+        schema,
+        [Check::new(
+            "self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')",
+            "a name that a Secret can have",
+            "can be no name of a Secret: lower-case letters, digits, - and . alone; write the name, not the password",
+        )],
+    );
+}
+
 /// `interfaces`.
 pub fn interfaces(schema: &mut Schema) {
     unique_by(schema, "name");

@@ -38,6 +38,8 @@ keys! {
     MANAGED_BY = "calico-vni.io/managed-by", "label of a Tenant, BGPPeer or BGPFilter", by "the controller";
     /// The tenant that it follows from.
     OWNER = "calico-vni.io/tenant", "label of a BGPPeer or BGPFilter", by "the controller";
+    /// `true` on a Secret that an Underlay's `passwordSecretRef` may name: the controller reads no other.
+    BGP_PASSWORD = "calico-vni.io/bgp-password", "label of a Secret", by "users";
     /// Keeps a deleted Tenant until no node carries it.
     FINALIZER = "calico-vni.io/teardown", "finalizer of a Tenant", by "the controller";
 }
@@ -46,6 +48,10 @@ keys! {
 pub const MANAGED_BY_ANNOTATION: &str = "pool-annotation";
 /// A BGPPeer or BGPFilter that follows from a tenant.
 pub const MANAGED_BY_TENANT: &str = "tenant";
+/// Value of the label of a Secret with a BGP password.
+pub const BGP_PASSWORD_YES: &str = "true";
+/// Key of a Secret that holds a BGP password.
+pub const BGP_PASSWORD_KEY: &str = "password";
 /// Value of the Node labels.
 pub const READY: &str = "ready";
 /// Field manager of all that the controller applies.

@@ -136,6 +136,18 @@ pub struct Neighbor {
     #[serde(default = "hold_time")]
     #[schemars(range(min = 3, max = 65_535))]
     pub hold_time_seconds: u16,
+    /// The password of the session (TCP MD5, RFC 2385), the same as at the neighbour; absent means none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_secret_ref: Option<PasswordSecretRef>,
+}
+
+/// Where a password is kept.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PasswordSecretRef {
+    /// A Secret in the controller's namespace with the label `calico-vni.io/bgp-password: "true"`. Its key `password` holds one
+    /// to 80 printable characters of ASCII, no space and no `|`.
+    #[schemars(length(min = 1, max = 253), transform = checks::secret_name)]
+    pub name: String,
 }
 
 fn hold_time() -> u16 {

@@ -10,7 +10,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::Arc,
@@ -358,8 +358,10 @@ fn prepare(options: &Options, state_dir: &Path) -> Result<Flock<fs::File>, Error
         let path = Driver::file(state_dir, daemon);
         if !path.exists() {
             on(&path, "write", |path| {
-                fs::write(path, initial.get(&daemon).map_or("", String::as_str))?;
-                fs::set_permissions(path, fs::Permissions::from_mode(0o644))
+                // It may hold passwords.
+                fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+                chown(path, Some(user.uid), Some(user.gid)).map_err(io::Error::from)?;
+                fs::write(path, initial.get(&daemon).map_or("", String::as_str))
             })?;
         }
     }

@@ -10,13 +10,14 @@ use std::{
     fs,
     io::Write as _,
     net::Ipv4Addr,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use calico_vni_proto::model::{Neighbor, NodeConfig, Pool, Tenant, Underlay};
+use calico_vni_proto::model::{Neighbor, NodeConfig, PASSWORD_MAX, Password, Pool, Tenant, Underlay};
 use calico_vni_router::{
     frr::{
         Config, Daemon, Driver, Observed, Op, OpError, OpResult, SessionState, TenantRef, Vty, diff, render,
@@ -246,7 +247,12 @@ async fn until<T>(awaited: &str, mut look: impl AsyncFnMut() -> Result<T, String
 }
 
 fn node(neighbors: &[&str], tenants: Vec<Tenant>) -> NodeConfig {
-    let neighbor = |a: &&str| Neighbor { address: a.parse().unwrap(), asn: LEAF_ASN, hold_time: HOLD_TIME };
+    let neighbor = |a: &&str| Neighbor {
+        address: a.parse().unwrap(),
+        asn: LEAF_ASN,
+        hold_time: HOLD_TIME,
+        password: None,
+    };
     let underlay = Underlay {
         name: "fabric".into(),
         asn: NODE_ASN,
@@ -631,6 +637,91 @@ async fn files_that_were_not_saved_are_saved_later() {
     assert_eq!(frr.apply(&left).await, [Ok(())]);
     assert!(fs::read_to_string(&file).unwrap().contains("vrf1001"));
     assert_eq!(frr.plan(&wanted).await.unwrap(), []);
+}
+
+/// A counter of the namespace's TCP (`/proc/net/netstat`: a line of names, and one of values).
+fn tcp_counter(netns: &str, name: &str) -> u64 {
+    let output =
+        Command::new("ip").args(["netns", "exec", netns, "cat", "/proc/net/netstat"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<Vec<&str>> =
+        text.lines().filter(|l| l.starts_with("TcpExt:")).map(|l| l.split(' ').collect()).collect();
+    let at = lines[0].iter().position(|word| *word == name).expect("the kernel counts it");
+    lines[1][at].parse().unwrap()
+}
+
+/// The kernel signs each segment (`TCP_MD5SIG`), so nothing but a session that comes up proves that both have one word.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_comes_up_with_the_password_and_not_with_another() {
+    // Every character that is let through, in two words that the kernel can take.
+    let all: String = ('!'..='~').filter(|c| *c != '|').collect();
+    let (right, other) = all.split_at(PASSWORD_MAX);
+    let other = format!("{other}-wrong");
+    let router = Router::new("m", NODE_VTEP);
+    let vtep = Ipv4Addr::new(10, 255, 0, 100);
+    let demanding = Router::new("n", vtep);
+    router.link(&demanding, 0);
+    let router = router.start(None);
+    let of_leaf = leaf(vtep, "192.0.2.0");
+    let remote_as = format!(" neighbor 192.0.2.0 remote-as {NODE_ASN}\n");
+    let demand = format!("{remote_as} neighbor 192.0.2.0 password {right}\n");
+    let demanding = demanding.start(Some(&of_leaf.replace(&remote_as, &demand)));
+    let node_with = |word: Option<&str>| {
+        let mut wanted = node(&["192.0.2.1"], vec![]);
+        let neighbor = &mut wanted.underlay.as_mut().unwrap().neighbors[0];
+        neighbor.password = word.map(|word| Password::new(word, "").unwrap());
+        wanted
+    };
+
+    // What the leaf's kernel throws away, unsigned or signed with another word, is counted: they did try.
+    for (wrong, counter) in [(None, "TCPMD5NotFound"), (Some(other.as_str()), "TCPMD5Failure")] {
+        let wanted = node_with(wrong);
+        assert_eq!(refused(&router.converge(&wanted).await), [], "{wrong:?}");
+        assert_eq!(normal(router.observed().await.config), normal(router.desired(&wanted).await));
+        let before = tcp_counter(&demanding.name, counter);
+        until(&format!("{counter} to grow"), async || match tcp_counter(&demanding.name, counter) {
+            now if now >= before + 3 => Ok(()),
+            now => Err(format!("{now} after {before}")),
+        })
+        .await;
+        let sessions = router.driver().sessions().await.unwrap();
+        assert!(sessions.iter().all(|s| !s.established && s.established_count == 0), "{sessions:?}");
+    }
+    let wanted = node_with(Some(right));
+    assert_eq!(refused(&router.converge(&wanted).await), []);
+    router.established("192.0.2.1").await;
+    assert_eq!(normal(router.observed().await.config), normal(router.desired(&wanted).await));
+    assert_eq!(router.plan(&wanted).await, [], "what FRR shows of it is what was written");
+
+    // It starts again with it, and nobody but the daemons reads it.
+    let file = Driver::file(&router.state_dir(), Daemon::Bgpd);
+    assert!(fs::read_to_string(&file).unwrap().contains(right));
+    let (file, folder) = (fs::metadata(&file).unwrap(), fs::metadata(router.state_dir()).unwrap());
+    assert_eq!((file.mode() & 0o777, file.uid()), (0o600, folder.uid()));
+    let before = router.pid(Daemon::Bgpd);
+    assert!(Command::new("kill").args(["-9", &before.to_string()]).status().unwrap().success());
+    until("bgpd to be started again", async || {
+        let pid = fs::read_to_string(router.state_dir().join("bgpd.pid")).unwrap_or_default();
+        if pid.trim().parse::<i32>().is_ok_and(|pid| pid != before) { Ok(()) } else { Err(pid) }
+    })
+    .await;
+    router.observed().await;
+    router.established("192.0.2.1").await;
+    assert_eq!(router.plan(&wanted).await, []);
+    assert!(!router.log().contains(right), "no word of it in a log");
+
+    // A word that is taken away on one side ends the session; on both it is one without.
+    let results = router.converge(&node_with(Some(other.as_str()))).await;
+    assert_eq!(refused(&results), []);
+    until("the session to end", async || {
+        let sessions = router.driver().sessions().await.map_err(|e| e.to_string())?;
+        if sessions.iter().all(|session| !session.established) {
+            Ok(())
+        } else {
+            Err(format!("{sessions:?}"))
+        }
+    })
+    .await;
 }
 
 #[test]

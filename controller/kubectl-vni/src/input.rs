@@ -14,7 +14,7 @@ use calico_vni_crds::{
         FelixConfigurationSpec, IpPoolSpec, IpamConfigSpec,
     },
 };
-use calico_vni_planner::Snapshot;
+use calico_vni_planner::{Snapshot, snapshot::Passwords};
 use k8s_openapi::api::{
     core::v1::{Namespace, Node},
     discovery::v1::EndpointSlice,
@@ -44,7 +44,12 @@ pub fn from_files(files: &[PathBuf]) -> anyhow::Result<Snapshot> {
             objects.push(Value::deserialize(document).with_context(|| name.to_string())?);
         }
     }
-    Ok(Snapshot::from_objects(objects)?)
+    Ok(without_passwords(Snapshot::from_objects(objects)?))
+}
+
+/// Secrets are none of this program's business: each that is named is taken to hold a password.
+fn without_passwords(snapshot: Snapshot) -> Snapshot {
+    Snapshot { passwords: Passwords::Assumed, ..snapshot }
 }
 
 /// Of the cluster that the kubeconfig names.
@@ -94,7 +99,7 @@ async fn read(client: &Client) -> anyhow::Result<Snapshot> {
     objects.extend(list(client, &service_cidrs).await?.unwrap_or_default());
     let mut snapshot = Snapshot::from_objects(objects)?;
     snapshot.calico_api = api;
-    Ok(snapshot)
+    Ok(without_passwords(snapshot))
 }
 
 /// The group that serves Calico's pools.

@@ -6,7 +6,10 @@ use calico_vni_crds::calico::CalicoApi;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::Snapshot;
+use crate::{
+    Snapshot,
+    snapshot::{PasswordSecret, Passwords},
+};
 
 /// Why objects make no snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +76,12 @@ impl Snapshot {
             ("calico-vni.io", "Tenant") => self.tenants.push(read(kind, name, object)?),
             ("calico-vni.io", "Underlay") => self.underlays.push(read(kind, name, object)?),
             ("v1", "Node") => self.nodes.push(Arc::new(read(kind, name, object)?)),
+            ("v1", "Secret") => {
+                let Some(secret) = PasswordSecret::of(&read(kind, name, object)?) else { return Ok(false) };
+                if let Passwords::Read(passwords) = &mut self.passwords {
+                    passwords.insert(name.to_owned(), secret);
+                }
+            }
             ("v1", "Namespace") => self.namespaces.push(read(kind, name, object)?),
             ("networking.k8s.io", "ServiceCIDR") => self.service_cidrs.push(read(kind, name, object)?),
             ("discovery.k8s.io", "EndpointSlice") => self.endpoint_slices.push(read(kind, name, object)?),

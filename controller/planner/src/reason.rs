@@ -57,6 +57,10 @@ pub const DIFFERENT_HOST_LINKS: &str = "DifferentHostLinks";
 pub const IPV6_VTEP: &str = "IPv6VTEP";
 /// A neighbour that cannot be peered with.
 pub const INVALID_NEIGHBOR: &str = "InvalidNeighbor";
+/// There is no Secret of a neighbour's password, or it has no key `password`.
+pub const PASSWORD_NOT_FOUND: &str = "PasswordNotFound";
+/// A password that FRR or the kernel cannot take.
+pub const INVALID_PASSWORD: &str = "InvalidPassword";
 /// An interface that there cannot be.
 pub const INVALID_INTERFACE: &str = "InvalidInterface";
 /// An MTU that is out of bounds.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::Arc,
 };
 
@@ -11,9 +12,11 @@ use calico_vni_crds::{
         BgpConfiguration, BgpFilter, BgpPeer, BlockAffinity, CalicoApi, FelixConfiguration, IpPool,
         IpamConfig,
     },
+    keys,
 };
+use calico_vni_proto::model::REDACTED;
 use k8s_openapi::api::{
-    core::v1::{Namespace, Node},
+    core::v1::{Namespace, Node, Secret},
     discovery::v1::EndpointSlice,
     networking::v1::ServiceCIDR,
 };
@@ -51,11 +54,56 @@ pub struct Snapshot {
     pub peers: Vec<BgpPeer>,
     /// BGPFilters whose name begins with `calico-vni-`, as they stand.
     pub filters: Vec<BgpFilter>,
+    /// BGP passwords.
+    pub passwords: Passwords,
     /// What the connected agents have said, by node. A node without an entry is not connected: nothing is known of it,
     /// and what stands for it stays.
     pub agents: BTreeMap<String, Agent>,
     /// Of [`crate::Plan::lingering`], the pairs whose time is over: Node and Tenant.
     pub lingered: BTreeSet<(String, String)>,
+}
+
+/// The Secrets with BGP passwords.
+#[derive(Clone, Debug)]
+pub enum Passwords {
+    /// These, by name.
+    Read(BTreeMap<String, PasswordSecret>),
+    /// Nobody has looked: each Secret that is named is taken to hold one. For whoever only shows a plan.
+    Assumed,
+}
+
+impl Default for Passwords {
+    fn default() -> Self {
+        Self::Read(BTreeMap::new())
+    }
+}
+
+/// A Secret with a BGP password, as far as it is read.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PasswordSecret {
+    /// As the API server gave it: a random number that whoever may not read the Secret does not know.
+    pub uid: String,
+    /// What its key [`keys::BGP_PASSWORD_KEY`] holds.
+    pub password: Option<Vec<u8>>,
+}
+
+impl PasswordSecret {
+    /// That Secret, where it has the label [`keys::BGP_PASSWORD`].
+    pub fn of(secret: &Secret) -> Option<Self> {
+        let labels = secret.metadata.labels.as_ref()?;
+        (labels.get(keys::BGP_PASSWORD)? == keys::BGP_PASSWORD_YES).then_some(())?;
+        let data =
+            secret.data.as_ref().and_then(|data| data.get(keys::BGP_PASSWORD_KEY)).map(|data| data.0.clone());
+        let written =
+            || secret.string_data.as_ref()?.get(keys::BGP_PASSWORD_KEY).map(|text| text.clone().into_bytes());
+        Some(Self { uid: secret.metadata.uid.clone().unwrap_or_default(), password: data.or_else(written) })
+    }
+}
+
+impl fmt::Debug for PasswordSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(REDACTED)
+    }
 }
 
 /// What the agent of a node has said last.

@@ -17,17 +17,21 @@ use calico_vni_crds::{
         BgpConfiguration, BgpFilter, BgpPeer, BlockAffinity, CalicoApi, FelixConfiguration, IpPool,
         IpamConfig,
     },
+    keys,
     tenant::SERVICES,
 };
-use calico_vni_planner::{Snapshot, snapshot::Agent};
+use calico_vni_planner::{
+    Snapshot,
+    snapshot::{Agent, PasswordSecret, Passwords},
+};
 use futures::{FutureExt, StreamExt, TryFutureExt, future::BoxFuture, stream::FuturesUnordered};
 use k8s_openapi::api::{
-    core::v1::{Namespace, Node},
+    core::v1::{Namespace, Node, Secret},
     discovery::v1::EndpointSlice,
     networking::v1::ServiceCIDR,
 };
 use kube::{
-    Client, Resource, ResourceExt,
+    Api, Client, Resource, ResourceExt,
     core::{ApiResource, DynamicObject},
     runtime::{
         reflector::{Store, store::WriterDropped},
@@ -41,7 +45,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use self::{
-    reduce::{endpoint_slice, has_prefix, namespace, node},
+    reduce::{endpoint_slice, has_prefix, node, secret},
     reflect::Start,
 };
 use crate::detect::Served;
@@ -76,6 +80,8 @@ pub struct Stores {
     services: watch::Sender<Option<watcher::Config>>,
     peers: Store<DynamicObject>,
     filters: Store<DynamicObject>,
+    /// Those with BGP passwords, of the controller's own namespace, where it has one.
+    secrets: Option<Store<Secret>>,
 }
 
 /// What stands in the cluster at one moment.
@@ -93,20 +99,27 @@ impl Stores {
     pub fn start(
         client: &Client,
         served: Served,
+        namespace: Option<&str>,
         changed: &Arc<Notify>,
         tasks: &mut JoinSet<&'static str>,
     ) -> Self {
         let mut start = Start { client, changed, tasks };
         let api = served.api;
         let (services, selection) = watch::channel(None);
+        let passwords = format!("{}={}", keys::BGP_PASSWORD, keys::BGP_PASSWORD_YES);
+        let (_, passwords) = watch::channel(Some(watcher::Config::default().labels(&passwords)));
+        let secrets = namespace.map(|namespace| {
+            start.follow(Api::namespaced(client.clone(), namespace), (), "Secret", secret, passwords)
+        });
         Self {
             served,
             tenants: start.reflect((), TENANTS, |_| true),
             underlays: start.reflect((), "Underlay", |_| true),
             nodes: start.reflect((), "Node", node),
-            namespaces: start.reflect((), "Namespace", namespace),
-            endpoint_slices: start.follow((), SLICES, endpoint_slice, selection),
+            namespaces: start.reflect((), "Namespace", reduce::namespace),
+            endpoint_slices: start.follow(Api::all(client.clone()), (), SLICES, endpoint_slice, selection),
             services,
+            secrets,
             service_cidrs: served.service_cidr.then(|| start.reflect((), "ServiceCIDR", |_| true)),
             pools: start.reflect(api, "IPPool", |_| true),
             blocks: start.reflect(api, "BlockAffinity", |_| true),
@@ -152,6 +165,9 @@ impl Stores {
         }
         if let Some(store) = &self.service_cidrs {
             waiting.push(("ServiceCIDR", store.wait_until_ready().boxed()));
+        }
+        if let Some(store) = &self.secrets {
+            waiting.push(("Secret", store.wait_until_ready().boxed()));
         }
         waiting.push((SLICES, self.endpoint_slices.wait_until_ready().boxed()));
         let mut missing: BTreeSet<&'static str> = waiting.iter().map(|(kind, _)| *kind).collect();
@@ -205,6 +221,7 @@ impl Stores {
             endpoint_slices: list(&self.endpoint_slices),
             peers: peers.values().filter_map(|o| DynamicObject::clone(o).try_parse().ok()).collect(),
             filters: filters.values().filter_map(|o| DynamicObject::clone(o).try_parse().ok()).collect(),
+            passwords: Passwords::Read(self.secrets.as_ref().map(passwords).unwrap_or_default()),
             agents,
             ..Snapshot::default()
         };
@@ -247,6 +264,11 @@ where
     K::DynamicType: Eq + Hash + Clone,
 {
     store.state().iter().map(|object| K::clone(object)).collect()
+}
+
+fn passwords(store: &Store<Secret>) -> BTreeMap<String, PasswordSecret> {
+    let secrets = store.state().into_iter();
+    secrets.filter_map(|secret| Some((secret.name_any(), PasswordSecret::of(&secret)?))).collect()
 }
 
 fn by_name(store: &Store<DynamicObject>) -> BTreeMap<String, Arc<DynamicObject>> {

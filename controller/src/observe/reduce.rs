@@ -1,8 +1,9 @@
 //! What of an object is kept: large objects cut down to what plans need, others left out. Pure.
 
+use calico_vni_crds::keys;
 use k8s_openapi::{
     api::{
-        core::v1::{Namespace, Node},
+        core::v1::{Namespace, Node, Secret},
         discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry,
@@ -46,6 +47,13 @@ pub(super) fn endpoint_slice(slice: &mut EndpointSlice) -> bool {
         endpoint.target_ref = None;
         endpoint.zone = None;
     }
+    true
+}
+
+/// Of a Secret the one password, and the label that lets us have it.
+pub(super) fn secret(secret: &mut Secret) -> bool {
+    secret.metadata.annotations = None;
+    secret.data.get_or_insert_default().retain(|key, _| key == keys::BGP_PASSWORD_KEY);
     true
 }
 
@@ -96,6 +104,18 @@ mod tests {
             ["calico-vni.io/router-index", "projectcalico.org/ASNumber"]
         );
         assert_eq!(object.labels()["zone"], "a");
+    }
+
+    #[test]
+    fn of_a_secret_only_the_password_is_kept() {
+        let mut object: Secret = serde_json::from_value(json!({
+            "metadata": { "name": "tor", "labels": { keys::BGP_PASSWORD: "true" }, "annotations": { "old": "x" } },
+            "data": { "password": "c2VjcmV0", "other": "eA==" },
+        }))
+        .unwrap();
+        assert!(secret(&mut object));
+        assert_eq!(object.data.unwrap().into_keys().collect::<Vec<_>>(), ["password"]);
+        assert_eq!((object.metadata.annotations, object.metadata.labels.unwrap().len()), (None, 1));
     }
 
     #[test]

@@ -46,12 +46,13 @@ impl Start<'_> {
         K::DynamicType: Eq + Hash + Clone + Send + Sync,
     {
         let (_, all) = watch::channel(Some(watcher::Config::default()));
-        self.follow(types, kind, keep, all)
+        self.follow(Api::all_with(self.client.clone(), &types), types, kind, keep, all)
     }
 
     /// Starts one whose selection may change; what was read before stays until the new one has been read whole.
     pub(super) fn follow<K>(
         &mut self,
+        api: Api<DeserializeGuard<K>>,
         types: K::DynamicType,
         kind: &'static str,
         keep: fn(&mut K) -> bool,
@@ -61,7 +62,6 @@ impl Start<'_> {
         K: Resource + Clone + Debug + PartialEq + DeserializeOwned + Send + Sync + 'static,
         K::DynamicType: Eq + Hash + Clone + Send + Sync,
     {
-        let api: Api<DeserializeGuard<K>> = Api::all_with(self.client.clone(), &types);
         let writer = Writer::new(types.clone());
         let store = writer.as_reader();
         let mut reflector =

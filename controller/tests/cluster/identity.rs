@@ -158,7 +158,7 @@ struct Replica {
 async fn replica(client: Client, access: Access, candidate: Option<Candidate>) -> Replica {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let settings = Settings { linger: Duration::ZERO };
+    let settings = Settings { linger: Duration::ZERO, ..Settings::default() };
     let options = Options { access, candidate, ..Options::alone(settings) };
     let shutdown = CancellationToken::new();
     let task = tokio::spawn(replica::run(client, listener, options, shutdown.clone()));

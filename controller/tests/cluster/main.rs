@@ -8,6 +8,7 @@
 //! - [`groups`]: Calico moves from one group to the other.
 //! - [`identity`]: tokens, the rotation of the authority, and which of several controllers leads.
 //! - [`metrics`]: metrics and probes over HTTP.
+//! - [`passwords`]: BGP passwords, from Secrets to agents.
 //! - [`rights`]: the role holds what is used, and nothing that is not.
 //! - [`stop`]: SIGTERM in the midst of much to write.
 //!
@@ -19,6 +20,7 @@ mod chaos;
 mod groups;
 mod identity;
 mod metrics;
+mod passwords;
 mod rights;
 mod stop;
 #[path = "../support/mod.rs"]

@@ -53,7 +53,7 @@ impl Controller {
     /// As the user of `deploy/rbac.yaml`.
     pub async fn start(server: &ApiServer) -> Self {
         // No linger: a case about it sets its own.
-        Self::start_with(server, Settings { linger: Duration::ZERO }).await
+        Self::start_with(server, Settings { linger: Duration::ZERO, ..Settings::default() }).await
     }
 
     pub async fn start_with(server: &ApiServer, settings: Settings) -> Self {

@@ -238,6 +238,10 @@ fn underlay_to_wire(u: &model::Underlay) -> wire::Underlay {
                 address: n.address.to_string(),
                 asn: n.asn,
                 hold_time: n.hold_time.into(),
+                password: n.password.as_ref().map(|password| wire::Password {
+                    text: password.reveal().to_owned(),
+                    salt: password.salt().to_owned(),
+                }),
             })
             .collect(),
         interfaces: u.interfaces.clone(),
@@ -262,6 +266,7 @@ fn underlay_from_wire(w: wire::Underlay) -> Result<model::Underlay, DecodeError>
                     address: field("underlay.neighbors.address", &n.address)?,
                     asn: n.asn,
                     hold_time: narrow("underlay.neighbors.holdTime", n.hold_time)?,
+                    password: n.password.as_ref().map(password_from_wire).transpose()?,
                 })
             })
             .collect::<Result<_, DecodeError>>()?,
@@ -270,6 +275,14 @@ fn underlay_from_wire(w: wire::Underlay) -> Result<model::Underlay, DecodeError>
         shared: list("underlay.shared", &w.shared)?,
         graceful_restart: w.graceful_restart,
         calico_asn: w.calico_asn,
+    })
+}
+
+fn password_from_wire(w: &wire::Password) -> Result<model::Password, DecodeError> {
+    model::Password::new(&w.text, &w.salt).map_err(|error| DecodeError::Field {
+        field: "underlay.neighbors.password",
+        value: model::REDACTED.to_owned(),
+        reason: error.to_string(),
     })
 }
 
@@ -336,6 +349,7 @@ mod tests {
                     address: "192.0.2.1".parse().unwrap(),
                     asn: 65100,
                     hold_time: 9,
+                    password: None,
                 }],
                 interfaces: vec!["eth1".into()],
                 mtu: Some(9000),
@@ -405,6 +419,42 @@ mod tests {
         assert_eq!(model::NodeConfig::decode(&empty.encode()).unwrap(), empty);
         let silent = wire::NodeConfig { node: "n1".into(), ..Default::default() }.encode_to_vec();
         assert!(matches!(model::NodeConfig::decode(&silent), Err(DecodeError::AmbiguousEmpty)));
+    }
+
+    #[test]
+    fn a_password_goes_over_the_wire_and_into_no_text() {
+        const SECRET: &str = "s3cr3t-Word";
+        let with = |text: &str, salt: &str| {
+            let mut config = config();
+            let underlay = config.underlay.as_mut().unwrap();
+            underlay.neighbors[0].password = Some(model::Password::new(text, salt).unwrap());
+            config
+        };
+        let config = with(SECRET, "uid");
+        let payload = config.to_payload();
+        let back = model::NodeConfig::from_payload(&payload).unwrap().1;
+        assert_eq!(back, config);
+        assert_eq!(back.underlay.unwrap().neighbors[0].password.as_ref().unwrap().reveal(), SECRET);
+        let digest = |config: &model::NodeConfig| Digest::of(&config.encode());
+        assert_ne!(digest(&config), digest(&with("another", "uid")));
+        assert_ne!(digest(&config), digest(&with(SECRET, "other")), "who guesses the word has no digest yet");
+
+        let mut w = wire::NodeConfig::decode(payload.body.as_slice()).unwrap();
+        let json = serde_json::to_string(&config).unwrap();
+        for text in [format!("{config:?}"), format!("{payload:?}"), format!("{w:?}"), json] {
+            assert!(!text.contains(SECRET), "{text}");
+        }
+        let message = wire::FromController { message: Some(wire::from_controller::Message::Config(payload)) };
+        // As bytes a Debug would print it.
+        let octets = format!("{:?}", SECRET.as_bytes());
+        let octets = octets.trim_matches(['[', ']']);
+        assert!(!format!("{message:?}").contains(octets), "{message:?}");
+
+        // A line of its own would be a command to FRR.
+        let injected = format!("{SECRET}\nno router bgp");
+        w.underlay.as_mut().unwrap().neighbors[0].password.as_mut().unwrap().text = injected;
+        let error = model::NodeConfig::decode(&w.encode_to_vec()).unwrap_err().to_string();
+        assert!(error.contains("underlay.neighbors.password") && !error.contains(SECRET), "{error}");
     }
 
     #[test]

@@ -15,4 +15,17 @@ pub mod names;
 #[allow(missing_docs, clippy::all, clippy::pedantic, unused_qualifications)]
 pub mod wire {
     include!(concat!(env!("OUT_DIR"), "/calico_vni.router.v1.rs"));
+
+    impl std::fmt::Debug for Password {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str(crate::model::REDACTED)
+        }
+    }
+
+    impl std::fmt::Debug for Payload {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            let digest = crate::codec::Digest::from_wire(&self.digest);
+            f.debug_struct("Payload").field("digest", &digest).field("octets", &self.body.len()).finish()
+        }
+    }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// All tenant pools of the cluster, the same for every node: what the guard drops by.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +122,81 @@ pub struct Neighbor {
     pub asn: u32,
     /// Seconds; keepalive is a third of it (RFC 4271 section 4.4).
     pub hold_time: u16,
+    /// Of the session's segments (RFC 2385).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub password: Option<Password>,
+}
+
+/// What stands in the place of a password wherever somebody could read it.
+pub const REDACTED: &str = "***";
+
+/// Octets of the longest password: `TCP_MD5SIG_MAXKEYLEN` of Linux.
+pub const PASSWORD_MAX: usize = 80;
+
+/// A password that FRR can be given. It is shown nowhere: printed or serialized it is [`REDACTED`].
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password {
+    text: String,
+    salt: String,
+}
+
+/// Why a text can be no password. It does not say the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PasswordError {
+    /// It is none.
+    #[error("is empty")]
+    Empty,
+    /// The kernel takes no more.
+    #[error("has more than {PASSWORD_MAX} characters")]
+    Long,
+    /// FRR's configuration is lines of words, and `|` begins a filter there.
+    #[error("holds white space (a line end at its end?), a `|`, or something else than printable ASCII")]
+    Unprintable,
+}
+
+impl Password {
+    /// That text. The salt has to be as hard to guess as a random number, and the same for as long as the text is.
+    pub fn new(text: &str, salt: &str) -> Result<Self, PasswordError> {
+        if text.is_empty() {
+            return Err(PasswordError::Empty);
+        }
+        if text.len() > PASSWORD_MAX {
+            return Err(PasswordError::Long);
+        }
+        if !text.bytes().all(|octet| octet.is_ascii_graphic() && octet != b'|') {
+            return Err(PasswordError::Unprintable);
+        }
+        Ok(Self { text: text.to_owned(), salt: salt.to_owned() })
+    }
+
+    /// The text itself: for FRR and for the wire.
+    pub fn reveal(&self) -> &str {
+        &self.text
+    }
+
+    /// What keeps digests from telling it.
+    pub fn salt(&self) -> &str {
+        &self.salt
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(REDACTED)
+    }
+}
+
+impl Serialize for Password {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(REDACTED)
+    }
+}
+
+impl<'de> Deserialize<'de> for Password {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::new(&text, "").map_err(serde::de::Error::custom)
+    }
 }
 
 /// A tenant on a node.
@@ -263,6 +338,25 @@ impl From<RouteTarget> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_is_one_word_and_is_not_shown() {
+        let all: String = ('!'..='~').filter(|c| *c != '|').collect();
+        for good in [&all[..PASSWORD_MAX], &all[all.len() - PASSWORD_MAX..], "a"] {
+            let password = Password::new(good, "salt").unwrap();
+            assert_eq!((password.reveal(), format!("{password:?}").as_str()), (good, REDACTED));
+        }
+        for (bad, why) in [
+            (String::new(), PasswordError::Empty),
+            ("a".repeat(81), PasswordError::Long),
+            ("two words".into(), PasswordError::Unprintable),
+            ("line\n".into(), PasswordError::Unprintable),
+            ("a|b".into(), PasswordError::Unprintable),
+            ("\u{e4}".into(), PasswordError::Unprintable),
+        ] {
+            assert_eq!(Password::new(&bad, ""), Err(why));
+        }
+    }
 
     #[test]
     fn route_targets() {

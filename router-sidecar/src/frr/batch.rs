@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::{
+    config::{shown, shown_text},
     version::{Daemon, Version},
     vty::{Reply, Status, Vty, VtyError},
 };
@@ -21,7 +22,6 @@ const RETRIES: u32 = 50;
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// The lines of one operation, and its place in the list of operations.
-#[derive(Debug)]
 pub struct Part<'a> {
     /// Place in the list.
     pub op: usize,
@@ -172,8 +172,24 @@ fn refusal(daemon: Daemon, line: &str, reply: &Reply) -> Option<OpError> {
     };
     (!harmless).then(|| OpError::Refused {
         daemon,
-        line: line.to_owned(),
+        line: shown(line).into_owned(),
         status: reply.status.0,
-        text: text.to_owned(),
+        // Some releases repeat the line that they refuse.
+        text: shown_text(text),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_password_is_not_told() {
+        let line = "neighbor 192.0.2.1 password s3cr3t";
+        let reply = Reply { status: Status(2), text: format!("% Unknown command: {line}\n{line}") };
+        let error = refusal(Daemon::Bgpd, line, &reply).unwrap();
+        for text in [error.to_string(), format!("{error:?} {reply:?}")] {
+            assert!(text.contains("neighbor 192.0.2.1 password ***") && !text.contains("s3cr3t"), "{text}");
+        }
+    }
 }

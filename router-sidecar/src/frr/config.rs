@@ -4,14 +4,42 @@
 //! observed compare as text.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fmt::{self, Write as _},
 };
+
+use calico_vni_proto::model::REDACTED;
 
 use super::version::{Daemon, Version};
 
 /// How the names of our lists and route maps begin. What begins otherwise is somebody else's.
 pub const PREFIX: &str = "calico-vni-";
+
+/// A line as it may be shown to people: without a password.
+pub fn shown(line: &str) -> Cow<'_, str> {
+    match line.split_once(" password ") {
+        // `neighbor PEER password WORD`, after `no`, after spaces, or in a complaint about it.
+        Some((head, _)) if head.rsplit(' ').nth(1) == Some("neighbor") => {
+            format!("{head} password {REDACTED}").into()
+        }
+        _ => line.into(),
+    }
+}
+
+/// The same of each line of a text.
+pub fn shown_text(text: &str) -> String {
+    text.lines().map(shown).collect::<Vec<_>>().join("\n")
+}
+
+/// Lines for a `Debug`.
+pub(super) struct Shown<'a>(pub &'a [String]);
+
+impl fmt::Debug for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|line| shown(line))).finish()
+    }
+}
 
 /// An address family of a BGP instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,8 +50,8 @@ pub struct Family {
     pub lines: Vec<String>,
 }
 
-/// A BGP instance.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// A BGP instance. Its `Display` is for a daemon's file, with passwords; its `Debug` is without.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Instance {
     /// `router bgp ASN` or `router bgp ASN vrf NAME`.
     pub header: String,
@@ -128,6 +156,14 @@ impl Config {
         for bgp in self.global.bgp.iter().chain(self.tenants.iter().filter_map(|t| t.bgp.as_ref())) {
             put(out, &bgp.to_string(), 0);
         }
+    }
+}
+
+impl fmt::Debug for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { header, lines, families } = self;
+        let mut out = f.debug_struct("Instance");
+        out.field("header", header).field("lines", &Shown(lines)).field("families", families).finish()
     }
 }
 

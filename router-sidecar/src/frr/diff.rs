@@ -8,13 +8,13 @@ use std::fmt;
 use calico_vni_proto::names;
 
 use super::{
-    config::{Config, Global, PREFIX, Section},
+    config::{Config, Global, PREFIX, Section, shown},
     instance::{self, Owner},
     observed::Observed,
 };
 
 /// What one operation writes, each part to the daemon that owns it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Delta {
     /// Told to a management daemon that was restarted and has forgotten what zebra still holds: it ignores the
     /// removal of what it does not know.
@@ -30,6 +30,12 @@ pub struct Delta {
     pub refresh: Vec<String>,
     /// Takes back the marks of lists whose routes were asked for again.
     pub refreshed: Vec<String>,
+}
+
+impl fmt::Debug for Delta {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.lines().map(|(part, line)| (part, shown(line)))).finish()
+    }
 }
 
 impl Delta {
@@ -121,7 +127,7 @@ impl fmt::Display for Op {
             let space = if name.is_empty() { "" } else { " " };
             write!(f, "{space}{name} (vni {vni})")?;
         }
-        self.delta().lines().try_for_each(|(part, line)| write!(f, "\n  {part:<8}{line}"))
+        self.delta().lines().try_for_each(|(part, line)| write!(f, "\n  {part:<8}{}", shown(line)))
     }
 }
 

@@ -5,13 +5,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::Permissions,
     io,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
 use calico_vni_proto::names;
 use ipnet::IpNet;
+use tokio::io::AsyncWriteExt as _;
 use tracing::{debug, warn};
 
 use super::{
@@ -362,8 +364,14 @@ async fn write_whole(path: &Path, text: &str) -> io::Result<()> {
         return Ok(());
     }
     let new = path.with_extension("conf.new");
-    tokio::fs::write(&new, text).await?;
-    // The daemons read it as another user.
-    tokio::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o644)).await?;
+    let mut file =
+        tokio::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&new).await?;
+    // One that was left behind may have had other rights.
+    file.set_permissions(Permissions::from_mode(0o600)).await?;
+    file.write_all(text.as_bytes()).await?;
+    file.flush().await?;
+    // It may hold passwords, and the daemons read it as another user: whose folder it is.
+    let daemons = tokio::fs::metadata(path.parent().unwrap_or(Path::new("."))).await?;
+    std::os::unix::fs::chown(&new, Some(daemons.uid()), Some(daemons.gid()))?;
     tokio::fs::rename(&new, path).await
 }

@@ -73,7 +73,7 @@ fn slot(line: &str) -> Vec<&str> {
     let named = match words.as_slice() {
         ["bgp", "router-id", ..] | ["neighbor", _, "timers", "connect", ..] => words.len() - 1,
         ["bgp", "graceful-restart", "select-defer-time", _]
-        | ["neighbor", _, "remote-as" | "timers" | "maximum-prefix" | "allowas-in", ..] => 3,
+        | ["neighbor", _, "remote-as" | "timers" | "password" | "maximum-prefix" | "allowas-in", ..] => 3,
         ["neighbor", _, kind @ ("prefix-list" | "route-map" | "filter-list"), _, direction] => {
             return vec!["neighbor", words[1], kind, direction];
         }
@@ -93,7 +93,8 @@ fn is_shape_of_ours(line: &str) -> bool {
         | ["network", _]
         | ["advertise-all-vni"] => true,
         ["neighbor", _, setting, ..] => {
-            ["remote-as", "timers", "capability", "activate", "allowas-in", "route-map"].contains(setting)
+            ["remote-as", "password", "timers", "capability", "activate", "allowas-in", "route-map"]
+                .contains(setting)
         }
         _ => false,
     }
@@ -109,6 +110,7 @@ mod tests {
             ("neighbor 192.0.2.1 timers 3 9", "neighbor 192.0.2.1 timers 30 90"),
             ("neighbor 192.0.2.1 maximum-prefix 5 restart 1", "neighbor 192.0.2.1 maximum-prefix 9"),
             ("neighbor fd00::1 prefix-list a in", "neighbor fd00::1 prefix-list b in"),
+            ("neighbor 192.0.2.1 password one", "neighbor 192.0.2.1 password two"),
             ("rd 1:1", "rd 1:2"),
             ("bgp router-id 192.0.2.1", "bgp router-id 192.0.2.2"),
         ] {

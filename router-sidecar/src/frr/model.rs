@@ -222,7 +222,8 @@ fn set(lines: &mut Vec<String>, line: &str) {
         return;
     }
     let setting = |line: &str| -> String {
-        let values = ["remote-as", "timers", "maximum-prefix", "router-id", "rd", "select-defer-time"];
+        let values =
+            ["remote-as", "password", "timers", "maximum-prefix", "router-id", "rd", "select-defer-time"];
         let words: Vec<&str> = line.split(' ').collect();
         if let ["neighbor", peer, "timers", "connect", _] = words.as_slice() {
             return format!("{peer} connect");

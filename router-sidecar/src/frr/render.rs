@@ -64,8 +64,11 @@ fn default_instance(underlay: &Underlay, version: Version) -> Instance {
     // Leaves of one rack often have an ASN each; without this only one of their paths would be used.
     lines.push("bgp bestpath as-path multipath-relax".to_owned());
     for neighbor in &underlay.neighbors {
-        let Neighbor { address, asn, hold_time } = neighbor;
-        lines.extend(session(*address, *asn, &format!("{} {hold_time}", hold_time / 3)));
+        let Neighbor { address, asn, hold_time, password } = neighbor;
+        let [remote, timers, connect] = session(*address, *asn, &format!("{} {hold_time}", hold_time / 3));
+        // Right behind the neighbour itself, so that nothing is dialled without it.
+        let password = password.iter().map(|word| format!("neighbor {address} password {}", word.reveal()));
+        lines.extend([remote].into_iter().chain(password).chain([timers, connect]));
         if underlay.vtep.is_ipv4() && address.is_ipv6() {
             // An IPv4 end point behind an IPv6 next hop (RFC 8950).
             lines.push(format!("neighbor {address} capability extended-nexthop"));

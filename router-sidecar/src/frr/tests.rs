@@ -2,7 +2,7 @@
 
 use std::{env, fs, path::Path};
 
-use calico_vni_proto::model::{Neighbor, NodeConfig, Pool, Tenant, Underlay};
+use calico_vni_proto::model::{Neighbor, NodeConfig, Password, Pool, Tenant, Underlay};
 use proptest::{collection::vec, option, prelude::*, sample::subsequence};
 use similar_asserts::assert_eq;
 
@@ -16,8 +16,12 @@ const OLD: Version = Version { major: 8, minor: 4 };
 const NEW: Version = Version { major: 10, minor: 6 };
 
 fn node(tenants: Vec<Tenant>) -> NodeConfig {
-    let neighbor =
-        |address: &str, asn, hold_time| Neighbor { address: address.parse().unwrap(), asn, hold_time };
+    let neighbor = |address: &str, asn, hold_time| Neighbor {
+        address: address.parse().unwrap(),
+        asn,
+        hold_time,
+        password: None,
+    };
     let underlay = Underlay {
         name: "fabric".into(),
         asn: 65000,
@@ -118,6 +122,38 @@ fn a_tenant_that_comes_changes_and_goes() {
     golden("diff-remove.txt", &print(&plan(&one, &two)));
     golden("diff-from-nothing.txt", &print(&plan(&one, &Config::default())));
     golden("diff-to-nothing.txt", &print(&plan(&Config::default(), &one)));
+}
+
+#[test]
+fn a_password_comes_changes_and_goes_and_is_shown_to_nobody() {
+    const SECRETS: [&str; 2] = ["s3cr3t-Word", "an0ther,Word"];
+    let with = |secret: Option<&str>| {
+        let mut node = node(vec![]);
+        let neighbors = &mut node.underlay.as_mut().unwrap().neighbors;
+        neighbors[0].password = secret.map(|word| Password::new(word, "").unwrap());
+        neighbors[1].password = Some(Password::new("stays", "").unwrap());
+        render(&node, OLD)
+    };
+    let (none, first, second) = (with(None), with(Some(SECRETS[0])), with(Some(SECRETS[1])));
+    let mut printed = Vec::new();
+    for (want, have, line) in [
+        (&first, &none, Some(format!("neighbor 192.0.2.1 password {}", SECRETS[0]))),
+        (&second, &first, Some(format!("neighbor 192.0.2.1 password {}", SECRETS[1]))),
+        (&none, &second, Some(format!("no neighbor 192.0.2.1 password {}", SECRETS[1]))),
+        (&second, &second, None),
+    ] {
+        let ops = plan(want, have);
+        let lines: Vec<&str> = ops.iter().flat_map(|op| op.delta().lines()).map(|(_, line)| line).collect();
+        let wanted = line.iter().flat_map(|line| ["router bgp 65000", line, "exit"]);
+        assert_eq!(lines, wanted.collect::<Vec<_>>(), "the other neighbour is not touched");
+        printed.extend([print(&ops), format!("{ops:?} {want:?}")]);
+    }
+    golden("diff-password.txt", &print(&plan(&first, &none)));
+    for secret in SECRETS.iter().chain(&["stays"]) {
+        assert!(!printed.iter().any(|text| text.contains(secret)), "{printed:?}");
+    }
+    // In the file with which bgpd starts it has to be.
+    assert!(first.to_file(Daemon::Bgpd, OLD).contains(SECRETS[0]));
 }
 
 #[test]
@@ -259,6 +295,7 @@ prop_compose! {
         calico_asn in 64512..64514u32,
         neighbors in subsequence(vec!["192.0.2.1", "192.0.2.3", "2001:db8::1"], 0..=3),
         hold_time in prop_oneof![Just(9u16), Just(90)],
+        passwords in vec(option::of(prop_oneof![Just("one"), Just("no")]), 3),
         vtep in prop_oneof![3 => Just("10.255.0.7"), 1 => Just("2001:db8:ffff::7")],
         graceful_restart in prop::bool::weighted(0.8),
         there in prop::bool::weighted(0.9),
@@ -279,7 +316,12 @@ prop_compose! {
         underlay.vtep = vtep.parse().unwrap();
         underlay.graceful_restart = graceful_restart;
         underlay.neighbors =
-            neighbors.iter().map(|a| Neighbor { address: a.parse().unwrap(), asn: 65100, hold_time }).collect();
+            neighbors.iter().zip(passwords).map(|(a, password)| Neighbor {
+                address: a.parse().unwrap(),
+                asn: 65100,
+                hold_time,
+                password: password.map(|word| Password::new(word, "").unwrap()),
+            }).collect();
         if there { node } else { NodeConfig { underlay: None, tenants: vec![], ..node } }
     }
 }

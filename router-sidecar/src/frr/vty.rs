@@ -4,7 +4,7 @@
 //! `vtysh_write` and `vtysh_read`). The socket belongs to root and the group frrvty.
 
 use std::{
-    io,
+    fmt, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -17,6 +17,8 @@ use tokio::{
     },
     time::timeout,
 };
+
+use super::config::{shown, shown_text};
 
 /// How long one answer may take. A commit of a thousand tenants takes some seconds.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -35,7 +37,7 @@ impl Status {
 }
 
 /// An answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Reply {
     /// Its status.
     pub status: Status,
@@ -43,7 +45,13 @@ pub struct Reply {
     pub text: String,
 }
 
-/// Why a daemon could not be asked.
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply").field("status", &self.status).field("text", &shown_text(&self.text)).finish()
+    }
+}
+
+/// Why a daemon could not be asked. It is said without passwords.
 #[derive(Debug, thiserror::Error)]
 pub enum VtyError {
     /// The socket.
@@ -107,7 +115,9 @@ impl Vty {
         if reply.status == Status::OK {
             return Ok(reply.text);
         }
-        Err(VtyError::Refused { path: self.path.clone(), command: line.to_owned(), reply })
+        let command = shown(line).into_owned();
+        let reply = Reply { text: shown_text(&reply.text), ..reply };
+        Err(VtyError::Refused { path: self.path.clone(), command, reply })
     }
 
     /// All commands, their answers in their order. With `ahead` they are written while answers are still coming in.
@@ -156,13 +166,13 @@ async fn reply(
         // The mark may straddle two reads.
         searched = buffer.len().saturating_sub(3);
         let read = timeout(PATIENCE, reader.read_buf(buffer)).await;
-        let read =
-            read.map_err(|_| VtyError::Silent { path: path.to_owned(), command: command.to_owned() })?;
+        let read = read
+            .map_err(|_| VtyError::Silent { path: path.to_owned(), command: shown(command).into_owned() })?;
         let closed = |source| VtyError::Io { path: path.to_owned(), source };
         if read.map_err(closed)? == 0 {
             return Err(closed(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
-                format!("the daemon closed the session at `{command}`"),
+                format!("the daemon closed the session at `{}`", shown(command)),
             )));
         }
     }

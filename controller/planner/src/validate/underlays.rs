@@ -9,14 +9,14 @@ use calico_vni_crds::{
     underlay::{InterfaceMode, VniRange},
 };
 use calico_vni_proto::{
-    model::Neighbor,
+    model::{Neighbor, PASSWORD_MAX, Password, REDACTED},
     names::{self, VNI_MAX},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use kube::core::{Selector, SelectorExt};
 
 use super::{Age, Node, Seat, ServicePrefix, Verdict, age};
-use crate::{Snapshot, prefix, reason};
+use crate::{Snapshot, prefix, reason, snapshot::Passwords};
 
 /// An Underlay.
 #[derive(Debug)]
@@ -107,7 +107,7 @@ pub(super) fn parse(snapshot: &Snapshot) -> Vec<Underlay<'_>> {
         .map(|object| {
             let selector = Selector::try_from(object.spec.node_selector.clone().unwrap_or_default());
             let settings = match &selector {
-                Ok(_) => settings(&object.spec),
+                Ok(_) => settings(&object.spec, &snapshot.passwords),
                 Err(error) => Err(Verdict::new(
                     reason::INVALID_SELECTOR,
                     format!(
@@ -263,7 +263,7 @@ fn shares_vteps(settings: &Settings, other: &Underlay<'_>) -> Option<Verdict> {
     })
 }
 
-fn settings(spec: &crds::UnderlaySpec) -> Result<Settings, Verdict> {
+fn settings(spec: &crds::UnderlaySpec, passwords: &Passwords) -> Result<Settings, Verdict> {
     if spec.asn == 0 || i32::try_from(spec.asn).is_err() {
         return Err(Verdict::new(
             reason::INVALID_ASN,
@@ -310,7 +310,7 @@ fn settings(spec: &crds::UnderlaySpec) -> Result<Settings, Verdict> {
         vtep,
         link_v4,
         link_v6,
-        neighbors: neighbors(spec)?,
+        neighbors: neighbors(spec, passwords)?,
         interfaces: interfaces(spec)?,
         mtu: mtu(spec.mtu)?,
         shared,
@@ -338,7 +338,7 @@ fn shared_cidr(text: &str) -> Result<IpNet, Verdict> {
     }
 }
 
-fn neighbors(spec: &crds::UnderlaySpec) -> Result<Vec<Neighbor>, Verdict> {
+fn neighbors(spec: &crds::UnderlaySpec, passwords: &Passwords) -> Result<Vec<Neighbor>, Verdict> {
     let wrong = |message: String| Verdict::new(reason::INVALID_NEIGHBOR, message);
     if spec.neighbors.is_empty() {
         return Err(wrong("spec.neighbors: is empty; name at least one BGP neighbour in the fabric".into()));
@@ -363,11 +363,45 @@ fn neighbors(spec: &crds::UnderlaySpec) -> Result<Vec<Neighbor>, Verdict> {
                 n.hold_time_seconds
             )));
         }
-        parsed.push(Neighbor { address, asn: n.asn, hold_time: n.hold_time_seconds });
+        let secret = n.password_secret_ref.as_ref();
+        let password = secret.map(|secret| password(i, &secret.name, passwords)).transpose()?;
+        parsed.push(Neighbor { address, asn: n.asn, hold_time: n.hold_time_seconds, password });
     }
     // The first neighbour is as good as the last; in order, a change of the manifest's order changes no router.
     parsed.sort_by_key(|n| n.address);
     Ok(parsed)
+}
+
+/// The password that a Secret holds. Where there is none nothing is planned for the Underlay's nodes, so that the sessions
+/// that stand keep the one that they have.
+fn password(neighbor: usize, name: &str, passwords: &Passwords) -> Result<Password, Verdict> {
+    let field = format!("spec.neighbors[{neighbor}].passwordSecretRef.name: `{name}`");
+    let key = keys::BGP_PASSWORD_KEY;
+    let not_found = |message| Verdict::new(reason::PASSWORD_NOT_FOUND, message);
+    let Passwords::Read(secrets) = passwords else {
+        return Ok(Password::new(REDACTED, "").expect("it is a word"));
+    };
+    let secret = secrets.get(name).ok_or_else(|| {
+        let label = format!("{}={}", keys::BGP_PASSWORD, keys::BGP_PASSWORD_YES);
+        not_found(format!(
+            "{field}: no Secret of that name has the label {label} in the controller's namespace; make it there, or `kubectl label secret {name} {label}`; sessions that stand keep their password"
+        ))
+    })?;
+    let octets = secret.password.as_deref().ok_or_else(|| {
+        not_found(format!(
+            "{field}: the Secret has no key `{key}`; put the password there; sessions that stand keep theirs"
+        ))
+    })?;
+    // What is no text is nothing printable either.
+    let text = std::str::from_utf8(octets).unwrap_or("\0");
+    Password::new(text, &secret.uid).map_err(|error| {
+        Verdict::new(
+            reason::INVALID_PASSWORD,
+            format!(
+                "{field}: its key `{key}` {error}; write 1 to {PASSWORD_MAX} printable characters there, as by `kubectl create secret generic {name} --from-literal={key}=...`"
+            ),
+        )
+    })
 }
 
 fn interfaces(spec: &crds::UnderlaySpec) -> Result<Vec<String>, Verdict> {
