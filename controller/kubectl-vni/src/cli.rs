@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
+use k8s_openapi::jiff::Timestamp;
 
 use crate::output::Format;
 
@@ -15,6 +16,9 @@ use crate::output::Format;
     version,
     about = "See what calico-vni does, and why",
     after_help = "Examples:
+  # What is wrong, and what to do about it
+  kubectl vni doctor
+
   # What would follow from manifests that are not applied yet
   kubectl vni plan --cluster -f manifests/
 
@@ -37,6 +41,8 @@ pub enum Command {
     Sessions(SessionsArguments),
     /// Show which node announces which prefix into a tenant's VRF.
     Routes(RoutesArguments),
+    /// Find what is wrong, why, and what to do about it.
+    Doctor(DoctorArguments),
     /// Print a script by which a shell completes commands.
     Completion(CompletionArguments),
     /// What kubectl asks by way of `kubectl_complete-vni`.
@@ -111,7 +117,7 @@ pub struct PlanArguments {
 
 /// Show how Tenants and Underlays fare: VNI, VRF, pools, nodes, prefixes, sessions, and what is wrong.
 ///
-/// By the statuses that the controller writes and the labels of Nodes.
+/// By the statuses that the controller writes and the labels of Nodes. `kubectl vni doctor` looks for causes.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   # All of them
@@ -182,6 +188,41 @@ pub struct RoutesArguments {
     /// Of one Node alone.
     #[arg(long, value_name = "NODE")]
     pub node: Option<String>,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+    /// What is read.
+    #[command(flatten)]
+    pub source: Source,
+}
+
+/// Find what is wrong, why, and what to do about it.
+///
+/// Looks at the preconditions, at the usual mistakes in Tenants, Underlays and pools, at controller, agents and sessions,
+/// and at what others have done to our objects. Every finding names the object, the cause, and the remedy, with a command
+/// where there is one. It needs neither the controller nor an agent, and changes nothing. What goes by itself within
+/// seconds is told only if it is there in a second look.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  kubectl vni doctor
+
+  # In a script: names of what is wrong
+  kubectl vni doctor -o json | jq -r '.findings[] | .about + \": \" + .reason'
+
+  # A saved state, as of the time when it was saved
+  kubectl vni doctor -f state/ --now 2026-01-01T12:00:00Z
+
+Exit codes:
+  0  no problem was found (hints do not count)
+  1  a problem was found
+  2  something could not be read, and no problem was found in the rest")]
+pub struct DoctorArguments {
+    /// Namespace of controller and routers.
+    #[arg(short, long, value_name = "NAMESPACE", default_value = "calico-vni")]
+    pub namespace: String,
+    /// Of a saved state: when it was saved, for what has an age.
+    #[arg(long, value_name = "TIME", requires = "filename")]
+    pub now: Option<Timestamp>,
     /// How to print.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Format,

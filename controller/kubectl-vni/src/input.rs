@@ -217,6 +217,33 @@ impl Cluster {
         self.listed(resource, Api::all_with(self.client.clone(), resource)).await
     }
 
+    /// The same of one namespace.
+    pub async fn list_in(
+        &self,
+        namespace: &str,
+        resource: &ApiResource,
+    ) -> Result<Option<Vec<Value>>, kube::Error> {
+        self.listed(resource, Api::namespaced_with(self.client.clone(), namespace, resource)).await
+    }
+
+    /// One object; `None` where there is none, or its kind is not served.
+    pub async fn get(
+        &self,
+        namespace: Option<&str>,
+        resource: &ApiResource,
+        name: &str,
+    ) -> Result<Option<Value>, kube::Error> {
+        let api: Api<DynamicObject> = match namespace {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, resource),
+            None => Api::all_with(self.client.clone(), resource),
+        };
+        match api.get(name).await {
+            Ok(object) => typed(resource, object).map(Some),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn listed(
         &self,
         resource: &ApiResource,

@@ -3,6 +3,7 @@
 mod cli;
 mod completion;
 mod conditions;
+mod doctor;
 mod input;
 mod output;
 mod plan;
@@ -40,6 +41,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Status(arguments) => status::run(&arguments).await,
             Command::Sessions(arguments) => sessions::run(&arguments).await,
             Command::Routes(arguments) => routes::run(&arguments).await,
+            Command::Doctor(arguments) => doctor::run(&arguments).await,
             Command::Completion(arguments) => {
                 output::print(&completion::script(arguments.shell)).map(|()| ExitCode::SUCCESS)
             }

@@ -8,6 +8,9 @@ use std::{env, fs};
 use serde_json::{Value, json};
 use support::{World, run, stderr, stdout, world_folder};
 
+/// Now would be another second for each of two answers.
+const DOCTOR: [&str; 3] = ["doctor", "--now", "2026-01-10T12:00:00Z"];
+
 /// Compares with the golden file of that name, and returns the exit code.
 fn golden(name: &str, arguments: &[&str], world: &World) -> Option<i32> {
     let output = run(&[arguments, &["-f", "-"]].concat(), &world.text());
@@ -79,7 +82,7 @@ fn routes_as_the_plan_has_them() {
 
 #[test]
 fn json_and_yaml_hold_the_same() {
-    for arguments in [&["status"][..], &["status", "red"], &["sessions"], &["routes", "red"]] {
+    for arguments in [&["status"][..], &["status", "red"], &["sessions"], &["routes", "red"], &DOCTOR] {
         let [json, yaml] = ["json", "yaml"]
             .map(|format| run(&[arguments, &["-o", format, "-f", "-"]].concat(), &unwell().text()));
         let (json, yaml): (Value, Value) =
@@ -111,7 +114,7 @@ fn what_is_not_there_is_told() {
 
 #[test]
 fn every_command_has_examples_and_says_its_exit_codes() {
-    for command in ["plan", "status", "sessions", "routes"] {
+    for command in ["plan", "status", "sessions", "routes", "doctor"] {
         let output = run(&[command, "--help"], "");
         assert_eq!(output.status.code(), Some(0), "{command}");
         for words in ["Examples:", "kubectl vni", "Exit codes:", "--output"] {
