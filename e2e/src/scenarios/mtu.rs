@@ -94,8 +94,7 @@ async fn narrow(world: &World, pod: &Place, far: &Place, external: &Place) -> Re
     Ok(())
 }
 
-/// Gives the fabric's links so many octets at both ends: the leaf's here, and the routers' by the Underlay. The leaf's tunnel
-/// device stays as wide as a pod, so that what is too big comes in pieces to the router, and the router has to refuse it.
+/// Gives the fabric's links so many octets at both ends: the leaf's here, and the routers' by the Underlay.
 async fn set(world: &World, mtu: u32) -> Result<()> {
     let ports = world.lab.members.iter().map(|node| node.name.as_str()).chain(["fabric"]);
     world
@@ -137,13 +136,17 @@ async fn told(world: &World, is: bool) -> Result<String> {
     .await
 }
 
-/// Forgets what the path has taught a place. IPv4 keeps it at the route, whose cache `ip route flush cache` does not reach.
+/// Forgets what the path has taught a place, and the leaf, which knows of its own tunnels' paths. IPv4 keeps it at the route,
+/// which `ip route flush cache` does not reach.
 async fn forget(world: &World, place: &Place) -> Result<()> {
     let nodes = world.lab.nodes();
     let default = nodes.run(&place.netns, &["ip", "-4", "route", "show", "default"]).await?;
     let lines = ["del", "add"].map(|verb| format!("route {verb} {}", default.trim()));
     nodes.ip(Some(&place.netns), lines.into()).await?;
-    nodes.run(&place.netns, &["ip", "-6", "route", "flush", "cache"]).await.map(drop)
+    for netns in [&place.netns, LEAF] {
+        nodes.run(netns, &["ip", "-6", "route", "flush", "cache"]).await?;
+    }
+    Ok(())
 }
 
 /// An echo request of so many octets, IP header and all, that nobody may cut to pieces.
