@@ -21,7 +21,7 @@ use crate::{
     netlink::{Client, NetlinkError, events},
     netns::{Netns, NetnsError},
     node::{Node, NodeError},
-    notices::Watch,
+    notices::{Watch, of_sessions},
     patience::Patience,
     reconcile::{Reconciler, Settings, look},
     report::{Health, Report},
@@ -169,7 +169,7 @@ async fn follow_health(
         tick.tick().await;
         let (told, report) = (told.borrow().clone(), report.borrow().clone());
         let Some(config) = &told.config else { continue };
-        let (notices, drops) = (watch.notices(&told, &report).await, watch.drops(&told).await);
+        let (mut notices, drops) = (watch.notices(&told, &report).await, watch.drops(&told).await);
         let now = Instant::now();
         match frr.sessions(&config.value).await {
             Ok(sessions) => {
@@ -183,6 +183,7 @@ async fn follow_health(
             Err(error) => debug!(%error, "FRR is given time"),
         }
         let (frr_running, sessions) = (!patience.is_over(now), heard.clone());
+        notices.extend(of_sessions(&config.value, &sessions));
         health.send_replace(Some(Health { frr_running, sessions, notices, drops }));
     }
 }

@@ -17,6 +17,7 @@ pub mod many_vrfs;
 pub mod matrix;
 pub mod mtu;
 pub mod node_services;
+pub mod quick_start;
 pub mod second_tenant;
 pub mod services;
 pub mod spoofing;
@@ -36,7 +37,7 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which they can be played: the others stand on what the first one makes.
-pub static ALL: [Scenario; 16] = [
+pub static ALL: [Scenario; 17] = [
     Scenario {
         name: "demo",
         shows: "an annotated pool and a Tenant become VRFs; tenants reach their own and nobody else",
@@ -46,6 +47,11 @@ pub static ALL: [Scenario; 16] = [
         name: "withdraw",
         shows: "without the annotation live pods stay, then nothing remains; with it again all is back",
         play: |world| Box::pin(withdraw::play(world)),
+    },
+    Scenario {
+        name: "quick_start",
+        shows: "README.md's quick start, word by word",
+        play: |world| Box::pin(quick_start::play(world)),
     },
     Scenario {
         name: "second_tenant",
