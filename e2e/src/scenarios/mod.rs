@@ -11,6 +11,7 @@ pub mod bad_input;
 pub mod cleanup;
 pub mod controller_gone;
 pub mod demo;
+pub mod doctor;
 pub mod drift;
 pub mod many_vrfs;
 pub mod matrix;
@@ -34,7 +35,7 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which they can be played: the others stand on what the first one makes.
-pub const ALL: [Scenario; 14] = [
+pub const ALL: [Scenario; 15] = [
     Scenario {
         name: "demo",
         shows: "an annotated pool and a Tenant become VRFs; tenants reach their own and nobody else",
@@ -96,6 +97,11 @@ pub const ALL: [Scenario; 14] = [
         play: |world| Box::pin(transitions::vrf_deleted(world)),
     },
     Scenario {
+        name: "doctor",
+        shows: "each of many broken situations is found by `kubectl vni doctor`, with its cause and remedy and nothing else",
+        play: |world| Box::pin(doctor::play(world)),
+    },
+    Scenario {
         name: "controller_gone",
         shows: "without the controller nothing moves, and a new one changes nothing",
         play: |world| Box::pin(controller_gone::play(world)),
@@ -107,9 +113,9 @@ pub const ALL: [Scenario; 14] = [
     },
 ];
 
-/// Scenarios that are played only when their whole name is asked for: the first takes an emulated machine many minutes, and
-/// in the second FRR 8.4 does not take up the new VRF's tunnel yet (docs/architecture.md, "Known gaps").
-const BY_NAME: [&str; 2] = ["many_vrfs", "vrf_deleted"];
+/// Scenarios that are played only when their whole name is asked for: the first and the last take an emulated machine many
+/// minutes, and in the second FRR 8.4 does not take up the new VRF's tunnel yet (docs/architecture.md, "Known gaps").
+const BY_NAME: [&str; 3] = ["many_vrfs", "vrf_deleted", "doctor"];
 
 /// Plays the first and those whose names contain `filter`, one after the other, and says how each went.
 pub async fn play(world: &mut World, filter: &str) -> Result<()> {
