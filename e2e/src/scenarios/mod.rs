@@ -12,6 +12,7 @@ pub mod chaos;
 pub mod cleanup;
 pub mod controller_gone;
 pub mod demo;
+pub mod doctor;
 pub mod drift;
 pub mod many_vrfs;
 pub mod matrix;
@@ -37,7 +38,7 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which they can be played: the others stand on what the first one makes.
-pub static ALL: [Scenario; 17] = [
+pub static ALL: [Scenario; 18] = [
     Scenario {
         name: "demo",
         shows: "an annotated pool and a Tenant become VRFs; tenants reach their own and nobody else",
@@ -114,6 +115,11 @@ pub static ALL: [Scenario; 17] = [
         play: |world| Box::pin(transitions::vrf_deleted(world)),
     },
     Scenario {
+        name: "doctor",
+        shows: "each of many broken situations is found by `kubectl vni doctor`, with its cause and remedy and nothing else",
+        play: |world| Box::pin(doctor::play(world)),
+    },
+    Scenario {
         name: "controller_gone",
         shows: "without the controller nothing moves, and a new one changes nothing",
         play: |world| Box::pin(controller_gone::play(world)),
@@ -126,7 +132,7 @@ pub static ALL: [Scenario; 17] = [
 ];
 
 /// Scenarios that are played only when their whole name is asked for: they take an emulated machine many minutes.
-const BY_NAME: [&str; 2] = ["many_vrfs", "chaos"];
+const BY_NAME: [&str; 3] = ["many_vrfs", "chaos", "doctor"];
 
 /// The first, and those whose names contain one of `names`; without any, all that are not played by name alone.
 pub fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>> {
