@@ -161,7 +161,7 @@ fn one_container_is_privileged_and_ends_at_once() {
                     && pod["shareProcessNamespace"].is_null()
             );
         }
-        let expected = [("agent", 3), ("controller", 0), ("frr", 10), ("netns", 0)];
+        let expected = [("agent", 5), ("controller", 0), ("frr", 10), ("netns", 0)];
         assert_eq!(seen, expected.map(|(name, added)| (name.to_owned(), added)).into(), "{set}");
     }
 }
