@@ -26,6 +26,9 @@ use crate::{
 
 /// Shortest and longest pause before dialling again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// Longest where a controller answered that it does not lead. Behind a Service the next one to be reached may well be the
+/// leader, which half a minute's pauses would find late.
+const NEXT_CONTROLLER: Duration = Duration::from_secs(5);
 /// How often health is looked at.
 const HEALTH: Duration = Duration::from_secs(5);
 /// How often it is sent though nothing changed.
@@ -73,6 +76,13 @@ pub enum SessionError {
     Silent(Duration),
 }
 
+impl SessionError {
+    /// Whether a controller answered that lives and does not lead.
+    fn is_standby(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.code() == tonic::Code::Unavailable)
+    }
+}
+
 impl Session {
     /// Dials for ever.
     pub async fn run(mut self) {
@@ -83,7 +93,8 @@ impl Session {
             self.connected.send_replace(false);
             // A stream that lived past the longest pause was a good one.
             failures = if began.elapsed() > PAUSE.1 { 0 } else { failures.saturating_add(1) };
-            let pause = pause(failures, jitter(&self.node, failures));
+            let longest = if error.is_standby() { NEXT_CONTROLLER } else { PAUSE.1 };
+            let pause = pause(failures, longest, jitter(&self.node, failures));
             warn!(node = self.node, controller = self.dial.controller, %error, ?pause, "dialling the controller again");
             sleep(pause).await;
         }
@@ -219,8 +230,8 @@ impl Session {
 
 /// Anything between the shortest pause and one that doubles with each failure (full jitter): agents that lost their
 /// controller together do not come back together. `share` is between 0 and 1.
-fn pause(failures: u32, share: f64) -> Duration {
-    let longest = PAUSE.0.saturating_mul(2u32.saturating_pow(failures)).min(PAUSE.1);
+fn pause(failures: u32, longest: Duration, share: f64) -> Duration {
+    let longest = PAUSE.0.saturating_mul(2u32.saturating_pow(failures)).min(longest);
     PAUSE.0 + (longest.saturating_sub(PAUSE.0)).mul_f64(share)
 }
 
@@ -239,12 +250,21 @@ mod tests {
     #[test]
     fn pauses_stay_between_their_bounds() {
         for failures in 0..40 {
-            assert_eq!(pause(failures, 0.0), PAUSE.0);
-            assert!(pause(failures, 1.0) <= PAUSE.1);
+            assert_eq!(pause(failures, PAUSE.1, 0.0), PAUSE.0);
+            assert!(pause(failures, PAUSE.1, 1.0) <= PAUSE.1);
+            assert!(pause(failures, NEXT_CONTROLLER, 1.0) <= NEXT_CONTROLLER);
         }
-        assert_eq!(pause(2, 1.0), Duration::from_millis(800));
-        assert_eq!(pause(20, 1.0), PAUSE.1);
+        assert_eq!(pause(2, PAUSE.1, 1.0), Duration::from_millis(800));
+        assert_eq!(pause(20, PAUSE.1, 1.0), PAUSE.1);
         let (one, two) = (jitter("n1", 1), jitter("n2", 1));
         assert!((0.0..=1.0).contains(&one) && (0.0..=1.0).contains(&two));
+    }
+
+    #[test]
+    fn only_a_controller_that_stands_by_is_dialled_again_soon() {
+        let refused = |status| SessionError::from(Box::new(status));
+        assert!(refused(tonic::Status::unavailable("standby; another leads")).is_standby());
+        assert!(!refused(tonic::Status::unauthenticated("no token")).is_standby());
+        assert!(!SessionError::Closed.is_standby());
     }
 }
