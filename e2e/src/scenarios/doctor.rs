@@ -20,6 +20,9 @@ use crate::{
 /// doctor's is two where something is on its way.
 const SEEN: Duration = Duration::from_mins(4);
 
+/// Octets of the fabric's links in the lab.
+const FABRIC_MTU: u32 = 9_000;
+
 /// A finding that there has to be.
 struct Expected {
     about: String,
@@ -412,8 +415,10 @@ async fn nodes(world: &World) -> Result<()> {
         )
     });
     found(world, "pods wider than the tenant", &wide.collect::<Vec<_>>()).await?;
+    // Absent it would be that of the interface, which is narrow now.
+    mtu(json!(FABRIC_MTU)).await?;
+    well(world, "the fabric as wide as before").await?;
     mtu(Value::Null).await?;
-    well(world, "pods as wide as before").await?;
 
     let interfaces = async |names: &[&str]| {
         let names: Vec<Value> = names.iter().map(|name| json!({ "name": name })).collect();
