@@ -285,6 +285,7 @@ fn to_wire(session: &SessionState, config: &NodeConfig) -> wire::Session {
         established: session.established,
         uptime_seconds: session.uptime.as_secs(),
         prefixes_received: session.prefixes_received,
+        state: session.state.clone(),
     }
 }
 

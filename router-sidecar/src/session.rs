@@ -12,7 +12,7 @@ use calico_vni_proto::{
 use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, interval, sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -29,8 +29,6 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// Longest where a controller answered that it does not lead. Behind a Service the next one to be reached may well be the
 /// leader, which half a minute's pauses would find late.
 const NEXT_CONTROLLER: Duration = Duration::from_secs(5);
-/// How often health is looked at.
-const HEALTH: Duration = Duration::from_secs(5);
 /// How often it is sent though nothing changed.
 const HEALTH_AT_LEAST: Duration = Duration::from_secs(30);
 /// Octets of the longest message taken: a guard of 100,000 pools has about 4 MB.
@@ -116,18 +114,12 @@ impl Session {
         self.connected.send_replace(true);
 
         self.report.mark_changed();
-        let mut health_tick = interval(HEALTH);
+        self.health.mark_changed();
         let mut health_sent: Option<(Health, Instant)> = None;
         loop {
             tokio::select! {
-                message = stream.message() => {
-                    let message = message.map_err(Box::new)?.ok_or(SessionError::Closed)?;
-                    if let Some(message) = message.message
-                        && let Some(rejected) = self.take(message)
-                    {
-                        say(from_agent::Message::Rejected(rejected)).await?;
-                    }
-                }
+                // A result goes before the health that was looked at after it.
+                biased;
                 changed = self.report.changed() => {
                     changed.map_err(|_| SessionError::Closed)?;
                     let applied = self.report.borrow_and_update().to_wire();
@@ -135,14 +127,24 @@ impl Session {
                         say(from_agent::Message::Applied(applied)).await?;
                     }
                 }
-                now = health_tick.tick() => {
-                    let Some(health) = self.health.borrow().clone() else { continue };
+                changed = self.health.changed() => {
+                    changed.map_err(|_| SessionError::Closed)?;
+                    let Some(health) = self.health.borrow_and_update().clone() else { continue };
+                    let now = Instant::now();
                     let due = health_sent.as_ref().is_none_or(|(sent, at)| {
                         health.differs(sent) || now.duration_since(*at) >= HEALTH_AT_LEAST
                     });
                     if due {
                         say(from_agent::Message::Health(health.to_wire())).await?;
                         health_sent = Some((health, now));
+                    }
+                }
+                message = stream.message() => {
+                    let message = message.map_err(Box::new)?.ok_or(SessionError::Closed)?;
+                    if let Some(message) = message.message
+                        && let Some(rejected) = self.take(message)
+                    {
+                        say(from_agent::Message::Rejected(rejected)).await?;
                     }
                 }
             }

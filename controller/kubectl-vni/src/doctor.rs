@@ -138,3 +138,29 @@ impl Diagnosis {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_calico_nothing_else_is_looked_at() {
+        let facts = Facts { without_calico: true, ..Facts::default() };
+        let reasons: Vec<String> = diagnose(&facts).into_iter().map(|finding| finding.reason).collect();
+        assert_eq!(reasons, ["CalicoMissing"]);
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_no_health() {
+        let unread = Unread { what: "leases".into(), why: "forbidden".into() };
+        let of = |findings| Diagnosis { findings, not_checked: vec![unread.clone()] };
+        let hint = Finding::hint("a", "R", "c");
+        assert_eq!(of(vec![hint.clone()]).code(), ExitCode::from(UNANSWERED));
+        assert_eq!(of(vec![hint, Finding::problem("b", "R", "c")]).code(), ExitCode::from(WRONG));
+        let text = of(Vec::new()).text();
+        assert!(
+            text.contains("NOT CHECKED\n  leases: forbidden\n") && text.contains("in what could be read"),
+            "{text}"
+        );
+    }
+}

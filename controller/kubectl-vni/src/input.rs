@@ -28,7 +28,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cli::{Connection, Source};
 
@@ -249,6 +249,19 @@ impl Cluster {
         }
     }
 
+    /// Metadata of the objects with that label in one namespace, and nothing of what they hold.
+    pub async fn metadata(
+        &self,
+        namespace: &str,
+        resource: &ApiResource,
+        label: &str,
+    ) -> Result<Option<Vec<Value>>, kube::Error> {
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, resource);
+        let list = api.list_metadata(&ListParams::default().labels(label)).await?;
+        let object = |metadata| json!({ "apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata });
+        Ok(Some(list.items.into_iter().map(|item| object(item.metadata)).collect()))
+    }
+
     async fn listed(
         &self,
         resource: &ApiResource,
@@ -310,8 +323,6 @@ fn is_missing(error: &kube::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

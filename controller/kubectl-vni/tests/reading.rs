@@ -75,6 +75,14 @@ fn routes_as_the_plan_has_them() {
     assert_eq!(golden("routes-red", &["routes", "red"], &World::well()), Some(0));
     assert_eq!(golden("routes-red-n2", &["routes", "red", "--node", "n2"], &World::well()), Some(0));
     assert_eq!(golden("routes-unwell-red", &["routes", "red"], &unwell()), Some(1));
+    let gone =
+        json!({ "kind": "BlockAffinity", "metadata": { "name": "n2-red" }, "spec": { "deleted": true } });
+    let left = run(&["routes", "red", "-f", "-"], &World::well().with(&[gone]).text());
+    assert!(
+        stdout(&left).contains("10.200.0.0/26") && !stdout(&left).contains("10.200.0.64/26"),
+        "{}",
+        stdout(&left)
+    );
     let pods = World::well().with(&[json!({ "kind": "Tenant", "metadata": { "name": "blue" },
         "spec": { "advertise": "Pods", "routeTargets": { "export": ["65001:7", "65001:8"] } } })]);
     assert_eq!(golden("routes-blue-pods", &["routes", "blue"], &pods), Some(0));

@@ -147,7 +147,11 @@ impl Cluster {
 }
 
 async fn delete() -> Result<()> {
-    output("kind", &["delete", "cluster", "--name", NAME]).await.map(drop)
+    output("kind", &["delete", "cluster", "--name", NAME]).await?;
+    // The nodes' control groups outlive them, empty; one that is not empty is somebody's, and stays.
+    let groups = ["/sys/fs/cgroup", "-depth", "-type", "d", "-path", "*/libpod_parent*", "-delete"];
+    output("find", &groups).await.ok();
+    Ok(())
 }
 
 /// Runs a program and returns what it prints; its own words are the error.

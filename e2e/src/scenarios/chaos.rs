@@ -61,9 +61,9 @@ impl Flows {
         let places = world.places(&["red", "blue"]);
         let find = |name: &str| places.iter().position(|p| p.name == name).with_context(|| name.to_owned());
         let mut cells = Vec::new();
-        let mut turn = Way::ALL.into_iter().cycle();
         for (from, to) in PAIRS {
-            for way in turn.by_ref().take(2) {
+            // Echo requests alone: a TCP that is knocked at this often answers no more than twice a second.
+            for way in Way::ICMP {
                 cells.push(Cell { from: find(from)?, to: find(to)?, way, reach: true });
             }
         }

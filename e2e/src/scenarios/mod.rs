@@ -12,11 +12,13 @@ pub mod chaos;
 pub mod cleanup;
 pub mod controller_gone;
 pub mod demo;
+pub mod doctor;
 pub mod drift;
 pub mod many_vrfs;
 pub mod matrix;
 pub mod mtu;
 pub mod node_services;
+pub mod quick_start;
 pub mod second_tenant;
 pub mod services;
 pub mod spoofing;
@@ -36,7 +38,7 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which they can be played: the others stand on what the first one makes.
-pub static ALL: [Scenario; 16] = [
+pub static ALL: [Scenario; 18] = [
     Scenario {
         name: "demo",
         shows: "an annotated pool and a Tenant become VRFs; tenants reach their own and nobody else",
@@ -46,6 +48,11 @@ pub static ALL: [Scenario; 16] = [
         name: "withdraw",
         shows: "without the annotation live pods stay, then nothing remains; with it again all is back",
         play: |world| Box::pin(withdraw::play(world)),
+    },
+    Scenario {
+        name: "quick_start",
+        shows: "README.md's quick start, word by word",
+        play: |world| Box::pin(quick_start::play(world)),
     },
     Scenario {
         name: "second_tenant",
@@ -108,6 +115,11 @@ pub static ALL: [Scenario; 16] = [
         play: |world| Box::pin(transitions::vrf_deleted(world)),
     },
     Scenario {
+        name: "doctor",
+        shows: "each of many broken situations is found by `kubectl vni doctor`, with its cause and remedy and nothing else",
+        play: |world| Box::pin(doctor::play(world)),
+    },
+    Scenario {
         name: "controller_gone",
         shows: "without the controller nothing moves, and a new one changes nothing",
         play: |world| Box::pin(controller_gone::play(world)),
@@ -120,7 +132,7 @@ pub static ALL: [Scenario; 16] = [
 ];
 
 /// Scenarios that are played only when their whole name is asked for: they take an emulated machine many minutes.
-const BY_NAME: [&str; 2] = ["many_vrfs", "chaos"];
+const BY_NAME: [&str; 3] = ["many_vrfs", "chaos", "doctor"];
 
 /// The first, and those whose names contain one of `names`; without any, all that are not played by name alone.
 pub fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>> {

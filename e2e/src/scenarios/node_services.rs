@@ -6,6 +6,7 @@
 //! also tried with a pod of the default pool behind the same Service, who does answer.
 
 use std::{
+    fmt::Display,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
 };
@@ -252,7 +253,7 @@ async fn put_behind(world: &World, mode: &str, place: &Place) -> Result<()> {
             FIRST_RULES,
             async || {
                 let rules = rules(world, node, mode).await?;
-                ensure!(rules.contains(&format!("{address}:{PORT}")), "its rules do not name {address}");
+                ensure!(rules.contains(&endpoint(mode, &address)), "its rules do not name {address}");
                 Ok(())
             },
         )
@@ -266,6 +267,11 @@ async fn rules(world: &World, node: &Node, mode: &str) -> Result<String> {
     let argv: &[&str] =
         if mode == "iptables" { &["iptables-save", "-t", "nat"] } else { &["nft", "list", "ruleset"] };
     world.lab.nodes().run(&node.name, argv).await
+}
+
+/// How a mode's rules name an endpoint.
+fn endpoint(mode: &str, address: impl Display) -> String {
+    if mode == "iptables" { format!("{address}:{PORT}") } else { format!("{address} . {PORT}") }
 }
 
 fn proxy_name(node: &Node) -> String {
@@ -327,6 +333,6 @@ async fn stop_proxy(world: &World, node: &Node, mode: &str) -> Result<()> {
     let output = nodes.exec(command).await?;
     ensure!(output.code == 0, "kube-proxy --cleanup in mode {mode}: {}", output.stderr);
     let rules = rules(world, node, mode).await?;
-    ensure!(!rules.contains(&format!(":{PORT}")), "rules of kube-proxy are left on {}: {rules}", node.name);
+    ensure!(!rules.contains(&endpoint(mode, "")), "rules of kube-proxy are left on {}: {rules}", node.name);
     Ok(())
 }

@@ -163,11 +163,6 @@ fn outstanding(facts: &Facts, plan: &Plan) -> Vec<String> {
         plan.allocations.nodes.keys().map(|name| format!("Node {name} has no {} yet", keys::ROUTER_INDEX)),
     );
     all.extend(plan.tenants_to_delete.iter().map(|name| format!("Tenant {name} is not deleted")));
-    all.extend(
-        plan.finished_tenants
-            .iter()
-            .map(|name| format!("Tenant {name} is held though nothing of it is left")),
-    );
     for tenant in &snapshot.tenants {
         let name = tenant.metadata.name.as_deref().unwrap_or_default();
         let status = tenant.status.clone().unwrap_or_default();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context;
+use calico_vni_crds::keys;
 use calico_vni_planner::Snapshot;
 use k8s_openapi::{
     api::{
@@ -47,6 +48,8 @@ pub struct Facts {
     pub daemon_sets: Vec<DaemonSet>,
     /// Of our namespace, and of those that a Tenant selects.
     pub pods: Vec<Pod>,
+    /// Names of the Secrets of our namespace that may hold a BGP password. What they hold is not read.
+    pub passwords: BTreeSet<String>,
     /// Of kube-system: those of kube-proxy and of Calico.
     pub config_maps: Vec<ConfigMap>,
     /// Of Calico's operator.
@@ -78,6 +81,15 @@ impl Facts {
                 "DaemonSet" => facts.daemon_sets.push(read(object)?),
                 "Pod" => facts.pods.push(read(object)?),
                 "ConfigMap" => facts.config_maps.push(read(object)?),
+                "Secret" => {
+                    let meta: ObjectMeta = read(&object["metadata"])?;
+                    let label = meta.labels.as_ref().and_then(|labels| labels.get(keys::BGP_PASSWORD));
+                    if meta.namespace.as_deref() == Some(namespace)
+                        && label.is_some_and(|yes| yes == keys::BGP_PASSWORD_YES)
+                    {
+                        facts.passwords.extend(meta.name);
+                    }
+                }
                 "Installation" => facts.installations.push(object.clone()),
                 _ => {}
             }

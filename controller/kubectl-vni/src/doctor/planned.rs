@@ -1,6 +1,6 @@
 //! What the planner itself finds in the objects, with the commands that mend it. Pure.
 
-use calico_vni_crds::{TenantStatus, calico::CalicoApi, keys, tenant::Advertise};
+use calico_vni_crds::{TenantStatus, Underlay, calico::CalicoApi, keys, tenant::Advertise};
 use calico_vni_planner::{
     Plan,
     plan::{About, Notice},
@@ -17,6 +17,7 @@ pub fn check(facts: &Facts, plan: &Plan) -> Vec<Finding> {
     let mut found: Vec<Finding> = plan.notices.iter().map(|notice| noticed(api, notice)).collect();
     found.extend(strict_affinity(facts, plan));
     found.extend(without_underlay(facts, plan));
+    found.extend(facts.snapshot.underlays.iter().flat_map(|underlay| passwords(facts, underlay)));
     for (name, status) in &plan.tenant_status {
         found.extend(tenant(facts, name, status));
     }
@@ -169,6 +170,37 @@ fn without_underlay(facts: &Facts, plan: &Plan) -> Vec<Finding> {
         );
     }
     found
+}
+
+/// Passwords of neighbours that are not there. Whether a Secret holds one is read by the controller alone, so that is told
+/// as its status tells it.
+fn passwords(facts: &Facts, underlay: &Underlay) -> Vec<Finding> {
+    let name = underlay.metadata.name.as_deref().unwrap_or_default();
+    let label = format!("{}={}", keys::BGP_PASSWORD, keys::BGP_PASSWORD_YES);
+    let namespace = &facts.namespace;
+    let finding = |reason: &str, cause: String, secret: &str| {
+        Finding::problem(format!("Underlay {name}"), reason, cause)
+            .remedy(format!("put the password into the key {} of a Secret in namespace {namespace}, with the label {label}; until then nothing on the Underlay's nodes changes", keys::BGP_PASSWORD_KEY))
+            .command(format!("kubectl -n {namespace} create secret generic {secret} --from-literal={}=PASSWORD", keys::BGP_PASSWORD_KEY))
+            .command(format!("kubectl -n {namespace} label secret {secret} {label}"))
+    };
+    let refs = underlay.spec.neighbors.iter().enumerate();
+    let refs =
+        refs.filter_map(|(i, neighbor)| Some((i, neighbor.password_secret_ref.as_ref()?.name.as_str())));
+    let missing: Vec<Finding> = refs
+        .filter(|(_, secret)| facts.knows("Secret") && !facts.passwords.contains(*secret))
+        .map(|(i, secret)| {
+            let cause = format!("spec.neighbors[{i}].passwordSecretRef.name: `{secret}`: no Secret of that name with the label {label} is in namespace {namespace}");
+            finding(reason::PASSWORD_NOT_FOUND, cause, secret)
+        })
+        .collect();
+    if !missing.is_empty() {
+        return missing;
+    }
+    let status = underlay.status.iter().flat_map(|status| &status.conditions);
+    let told = [reason::PASSWORD_NOT_FOUND, reason::INVALID_PASSWORD];
+    let told = status.filter(|c| c.status == "False" && told.contains(&c.reason.as_str()));
+    told.take(1).map(|c| finding(&c.reason, c.message.clone(), "NAME").fleeting()).collect()
 }
 
 fn accepted(plan: &Plan) -> Vec<IpNet> {

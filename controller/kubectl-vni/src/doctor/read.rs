@@ -8,7 +8,7 @@ use k8s_openapi::{
         admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
         apps::v1::{DaemonSet, Deployment},
         coordination::v1::Lease,
-        core::v1::{ConfigMap, Pod},
+        core::v1::{ConfigMap, Pod, Secret},
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
     jiff::Timestamp,
@@ -96,6 +96,16 @@ pub async fn facts(cluster: &Cluster, namespace: &str) -> anyhow::Result<Facts> 
     reading.within(namespace, &ApiResource::erase::<DaemonSet>(&())).await;
     let pods = ApiResource::erase::<Pod>(&());
     reading.within(namespace, &pods).await;
+    let named = |object: &Value| {
+        let neighbors = object.pointer("/spec/neighbors").and_then(Value::as_array).into_iter().flatten();
+        neighbors.into_iter().any(|neighbor| !neighbor["passwordSecretRef"].is_null())
+    };
+    if reading.objects.iter().any(named) {
+        let secrets = ApiResource::erase::<Secret>(&());
+        let label = format!("{}={}", keys::BGP_PASSWORD, keys::BGP_PASSWORD_YES);
+        let found = cluster.metadata(namespace, &secrets, &label).await;
+        reading.take(&secrets.kind, format!("{} of namespace {namespace}", secrets.plural), found);
+    }
     for name in ["kube-proxy", "calico-config"] {
         reading.one(Some(SYSTEM), &ApiResource::erase::<ConfigMap>(&()), name).await;
     }

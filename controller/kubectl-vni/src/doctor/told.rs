@@ -14,7 +14,7 @@ struct Known {
     commands: &'static [&'static str],
 }
 
-const KNOWN: [Known; 10] = [
+const KNOWN: [Known; 11] = [
     Known {
         words: &["FRR does not answer"],
         reason: "FRRDown",
@@ -53,6 +53,14 @@ const KNOWN: [Known; 10] = [
         remedy: "lower Calico's MTU and restart the tenant's pods, or raise the MTU of the fabric and the Underlay's spec.mtu",
         commands: &[
             "kubectl patch installations.operator.tigera.io default --type=merge -p '{\"spec\":{\"calicoNetwork\":{\"mtu\":NUMBER}}}'        # where the operator runs Calico",
+        ],
+    },
+    Known {
+        words: &["prefixes, so its session with", "was closed"],
+        reason: "MaxPrefixes",
+        remedy: "raise spec.maxPrefixes of the Tenant, or find what announces so much; FRR tries again every minute",
+        commands: &[
+            "kubectl get tenants.calico-vni.io -o custom-columns=NAME:.metadata.name,MAX:.spec.maxPrefixes",
         ],
     },
     Known {
@@ -150,6 +158,10 @@ mod tests {
                 "KernelWithoutVRF",
             ),
             ("pods have an MTU of 1500, the tenant carries 1450", "PodMtu"),
+            (
+                "BIRD announced more than 500 prefixes, so its session with 169.254.192.2 was closed and the tenant's routes of this node are gone",
+                "MaxPrefixes",
+            ),
             ("device kube-ipvs0: kube-proxy runs in IPVS mode", "IPVS"),
             ("it has IPv6 pools, but it is off; switch IPv6 on, or take the pools away", "IPv6Disabled"),
             (
