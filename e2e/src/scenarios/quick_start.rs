@@ -32,10 +32,9 @@ pub async fn play(world: &mut World) -> Result<()> {
     doctor::services(world, true).await?;
     let played = follow(world, &commands).await;
     doctor::services(world, false).await?;
-    played?;
-
-    world.kubectl(&["delete", "deployment", "red-web", "--namespace=default"]).await?;
+    world.kubectl(&["delete", "deployment", "red-web", "--namespace=default", "--ignore-not-found"]).await?;
     world.annotate_pools(&["red-v6"], VNI, "1001").await?;
+    played?;
     world.blocks_at_leaf("red-v6", 1001).await?;
     world.programmed(RED_TENANT).await?;
     all_cells(world, &["red", "blue"]).await
