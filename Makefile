@@ -5,7 +5,7 @@ CARGO ?= cargo
 TOOLS := target/tools/bin
 LAB := target/debug/lab
 
-.PHONY: help deps generate build images kube helm kind demo test test-unit test-e2e bench-plan bench-fanout check fmt clippy deny generated advisories up down
+.PHONY: help deps generate build images kube helm demo test test-unit test-e2e kind-e2e bench-plan bench-fanout check fmt clippy deny generated advisories up down
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
@@ -41,6 +41,7 @@ down: ## stop a lab that was left behind
 test: deps kube helm ## everything: unit, golden, property, kernel, real API server, and the lab's scenarios (needs root)
 	@$(CARGO) test --workspace
 	@$(LAB) test
+	@LAB_CALICO_API=v1 $(LAB) test withdraw     # once more where Calico's kinds are in its older group
 
 # The parts of it name the whole workspace too, so that all share one build.
 test-unit: ## of these, unit, golden and property tests: no privilege, under a minute when built
@@ -49,6 +50,13 @@ test-unit: ## of these, unit, golden and property tests: no privilege, under a m
 test-e2e: deps kube ## of these, the lab's scenarios
 	@$(CARGO) test --quiet --workspace --no-run
 	@$(LAB) test
+
+kind-e2e: helm ## the chart on real kubelets: install, rights, leader, upgrade, uninstall, in a kind cluster by podman (needs root)
+	@KIND=1 e2e/deps.sh
+	@e2e/kind/build.sh
+	@$(CARGO) build --workspace --bins
+	@. e2e/kind/env.sh && deploy/images/build.sh dev && e2e/kind/node.sh
+	@$(LAB) kind test
 
 bench-plan: ## what a re-plan of 1,000 tenants on 5,000 nodes costs
 	@$(CARGO) bench --quiet -p calico-vni-planner --bench plan

@@ -158,7 +158,7 @@ async fn measure(args: &Args, size: usize) {
     let shutdown = CancellationToken::new();
     let agents = Agents::new(Arc::clone(&changed), shutdown.clone(), Arc::default());
     let mut publisher = Publisher::default();
-    publisher.publish(&settled, &agents);
+    publisher.publish(&settled, &settled.nodes, &agents);
     let gate = watch::Sender::new(Gate::Open(Arc::clone(&agents)));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
@@ -188,7 +188,7 @@ async fn measure(args: &Args, size: usize) {
         let plan = plan(&snapshot);
         planning.push(planned.elapsed());
         let published = Instant::now();
-        publisher.publish(&plan, &agents);
+        publisher.publish(&plan, &plan.nodes, &agents);
         publishing.push(published.elapsed());
         whole.push(in_step(&agents, &changed, size, started).await);
     }

@@ -16,7 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, rollout::Heard};
 
 /// Of this controller.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -41,10 +41,27 @@ impl PartialEq for Offered {
 pub struct Offer {
     /// All tenant pools; the same for every node.
     pub guard: Offered,
-    /// The node's own part.
-    pub config: Offered,
+    /// The node's own part; `None`: it keeps what it has.
+    pub config: Option<Offered>,
     /// ASN of the router by that configuration; `None` where it has none.
     pub asn: Option<u32>,
+}
+
+impl Offer {
+    /// Digest of the configuration.
+    fn digest(&self) -> Option<Digest> {
+        self.config.as_ref().map(|config| config.digest)
+    }
+
+    /// Whether that is a digest of it.
+    fn names(&self, digest: Digest) -> bool {
+        self.guard.digest == digest || self.digest() == Some(digest)
+    }
+
+    /// Whether a result of that guard and configuration is of it.
+    fn is_held(&self, applied: (Digest, Digest)) -> bool {
+        self.guard.digest == applied.0 && self.digest().is_none_or(|digest| digest == applied.1)
+    }
 }
 
 /// How the agents stand together.
@@ -71,6 +88,15 @@ struct Inner {
     offers: BTreeMap<String, Offer>,
 }
 
+/// When an agent has told its health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Never,
+    Before,
+    /// After the result of the configuration that it holds.
+    Since,
+}
+
 struct Connected {
     session: u64,
     version: String,
@@ -82,7 +108,9 @@ struct Connected {
     /// What stands on the node is known from its first result on, and whether FRR answers from its first health. Before
     /// both have come nothing is known of the node, and what stands for it has to stay.
     has_applied: bool,
-    has_health: bool,
+    health: Told,
+    /// The configuration that it held when it came.
+    held: Option<Digest>,
     /// Guard and configuration of the last result.
     applied: Option<(Digest, Digest)>,
     /// When the offer that is not acknowledged yet was put up for it.
@@ -110,7 +138,7 @@ impl Agents {
 
     /// A new stream of that node's agent. An older one ends: the node was restarted, or its connection was lost on one
     /// side alone.
-    pub fn join(self: &Arc<Self>, node: &str, version: &str) -> Session {
+    pub fn join(self: &Arc<Self>, node: &str, version: &str, held: Option<Digest>) -> Session {
         let mut inner = self.lock();
         inner.sessions += 1;
         let id = inner.sessions;
@@ -125,7 +153,8 @@ impl Agents {
             ended: ended.clone(),
             agent: Agent::default(),
             has_applied: false,
-            has_health: false,
+            health: Told::Never,
+            held,
             applied: None,
             offered_at: None,
             rejected: None,
@@ -135,7 +164,7 @@ impl Agents {
                 connected = Connected {
                     agent: older.agent,
                     has_applied: older.has_applied,
-                    has_health: older.has_health,
+                    health: older.health,
                     applied: older.applied,
                     rejected: older.rejected,
                     ..connected
@@ -161,8 +190,13 @@ impl Agents {
                 }
             }
         }
+        let known = connected.applied.is_some();
         inner.connected.insert(node.to_owned(), connected);
         drop(inner);
+        if !known {
+            // What it may be offered depends on what it holds.
+            self.changed.notify_one();
+        }
         Session { agents: Arc::clone(self), id, node: node.to_owned(), offers, ended }
     }
 
@@ -175,20 +209,47 @@ impl Agents {
             // A refusal counts as long as what was refused is still wanted.
             agent.rejected = connected.rejected.as_ref().and_then(|(digest, reason)| {
                 let offer = inner.offers.get(node)?;
-                (offer.config.digest == *digest || offer.guard.digest == *digest).then(|| reason.clone())
+                offer.names(*digest).then(|| reason.clone())
             });
-            agent.awaited = !(connected.has_applied && connected.has_health);
+            agent.awaited = !connected.has_applied || connected.health == Told::Never;
             (!agent.awaited || agent.rejected.is_some()).then(|| (node.clone(), agent))
         });
         said.collect()
+    }
+
+    /// What the roll-out of changes goes by, of all that are connected.
+    pub fn heard(&self) -> BTreeMap<String, Heard> {
+        let inner = self.lock();
+        let heard = inner.connected.iter().map(|(node, connected)| {
+            let offer = inner.offers.get(node);
+            let applied = connected.applied.map(|(_, config)| config);
+            let refused =
+                connected.rejected.as_ref().filter(|(digest, _)| offer.is_some_and(|o| o.names(*digest)));
+            let sessions = connected.agent.sessions.iter();
+            let heard = Heard {
+                holds: applied.or(connected.held),
+                in_step: applied.is_some() && applied == offer.and_then(Offer::digest),
+                health: connected.health == Told::Since,
+                refused: refused.map(|(_, reason)| reason.clone()),
+                failed: connected.agent.failed.clone(),
+                // Before it has said so nothing is known to be wrong.
+                frr_running: connected.health == Told::Never || connected.agent.frr_running,
+                sessions: sessions.filter(|s| s.tenant.is_none() && s.established).count(),
+            };
+            (node.clone(), heard)
+        });
+        heard.collect()
     }
 
     /// How many agents are connected, and how many of them have said that they hold what they are offered.
     pub fn standing(&self) -> Standing {
         let inner = self.lock();
         let in_step = inner.connected.iter().filter(|(node, connected)| {
-            let offered = inner.offers.get(*node).map(|offer| (offer.guard.digest, offer.config.digest));
-            connected.applied.is_some() && connected.applied == offered
+            inner
+                .offers
+                .get(*node)
+                .zip(connected.applied)
+                .is_some_and(|(offer, applied)| offer.is_held(applied))
         });
         Standing { connected: inner.connected.len(), in_step: in_step.count() }
     }
@@ -215,7 +276,8 @@ impl Agents {
                 differs
             });
             if let (true, Some(offer)) = (sent, wanted) {
-                info!(node, digest = %offer.config.digest, guard = %offer.guard.digest, "offered");
+                let digest = offer.digest().map(tracing::field::display);
+                info!(node, digest, guard = %offer.guard.digest, "offered");
                 // One that it did not come to in time counts from the first.
                 connected.offered_at.get_or_insert_with(Instant::now);
                 self.metrics.offered();
@@ -267,13 +329,16 @@ impl Session {
         self.agents.metrics.applied(failed.is_empty());
         self.update(|connected| {
             connected.has_applied = true;
-            if let Some(offer) = connected.offer.borrow().as_ref().filter(|o| Some(o.config.digest) == digest)
-            {
+            let offer = connected.offer.borrow().clone();
+            if let Some(offer) = offer.as_ref().filter(|o| digest.is_some() && o.digest() == digest) {
                 connected.agent.asn = offer.asn;
             }
+            if connected.applied.map(|(_, config)| config) != digest && connected.health == Told::Since {
+                connected.health = Told::Before;
+            }
             connected.applied = guard.zip(digest);
-            let offered = connected.offer.borrow().as_ref().map(|o| (o.guard.digest, o.config.digest));
-            if let Some(at) = connected.offered_at.take_if(|_| guard.zip(digest) == offered) {
+            let holds = offer.zip(connected.applied).is_some_and(|(offer, applied)| offer.is_held(applied));
+            if let Some(at) = connected.offered_at.take_if(|_| holds) {
                 self.agents.metrics.acknowledged(at.elapsed());
             }
             connected.agent.programmed = programmed.into_iter().map(|t| (t.name, t.vni)).collect();
@@ -305,7 +370,7 @@ impl Session {
     /// State of FRR and of its sessions.
     pub fn health(&self, health: wire::Health) {
         self.update(|connected| {
-            connected.has_health = true;
+            connected.health = if connected.has_applied { Told::Since } else { Told::Before };
             connected.agent.frr_running = health.frr_running;
             connected.agent.sessions = health
                 .sessions
@@ -337,7 +402,10 @@ impl Session {
         let Some(connected) = inner.connected.get_mut(&self.node).filter(|c| c.session == self.id) else {
             return;
         };
-        let state = |c: &Connected| (c.has_applied, c.has_health, c.agent.clone(), c.rejected.clone());
+        let state = |c: &Connected| {
+            let config = c.applied.map(|(_, config)| config);
+            (c.has_applied, c.health, config, c.agent.clone(), c.rejected.clone())
+        };
         let before = state(connected);
         change(connected);
         let differs = before != state(connected);
@@ -372,7 +440,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn offer(guard: &[u8], config: &[u8]) -> Offer {
-        Offer { guard: offered(guard), config: offered(config), asn: Some(65000) }
+        Offer { guard: offered(guard), config: Some(offered(config)), asn: Some(65000) }
     }
 
     fn table() -> (Arc<Agents>, Arc<Notify>) {
@@ -402,7 +470,7 @@ pub(crate) mod tests {
     #[test]
     fn an_agent_counts_from_its_first_result_and_only_changes_call_for_a_plan() {
         let (agents, changed) = table();
-        let session = agents.join("n1", "1");
+        let session = agents.join("n1", "1", None);
         session.health(wire::Health { frr_running: true, ..Default::default() });
         assert!(agents.said().is_empty());
         assert!(signalled(&changed));
@@ -425,7 +493,7 @@ pub(crate) mod tests {
     #[test]
     fn a_result_without_health_says_nothing_of_frr() {
         let (agents, changed) = table();
-        let session = agents.join("n1", "1");
+        let session = agents.join("n1", "1", None);
         session.applied(applied(b"a", &[("red", 1001, "")]));
         assert!(agents.said().is_empty(), "or every label would go whenever an agent connects again");
         session.health(wire::Health { frr_running: false, ..Default::default() });
@@ -437,7 +505,7 @@ pub(crate) mod tests {
     fn a_refusal_says_nothing_of_what_stands() {
         let (agents, _) = table();
         agents.offer([("n1".to_owned(), offer(b"g", b"bad"))].into());
-        let session = agents.join("n1", "1");
+        let session = agents.join("n1", "1", None);
         session.health(wire::Health { frr_running: true, ..Default::default() });
         session.rejected(wire::Rejected { digest: Digest::of(b"bad").to_wire(), reason: "cannot".into() });
         assert!(agents.said()["n1"].awaited && agents.said()["n1"].rejected.is_some());
@@ -450,9 +518,9 @@ pub(crate) mod tests {
     #[test]
     fn a_second_stream_takes_the_place_of_the_first() {
         let (agents, changed) = table();
-        let first = agents.join("n1", "1");
+        let first = agents.join("n1", "1", None);
         first.applied(applied(b"a", &[("red", 1001, "")]));
-        let second = agents.join("n1", "1");
+        let second = agents.join("n1", "1", None);
         assert!(first.ended.is_cancelled());
         second.applied(applied(b"a", &[("blue", 1002, "")]));
         second.health(wire::Health { frr_running: true, ..Default::default() });
@@ -467,7 +535,7 @@ pub(crate) mod tests {
     fn what_was_said_holds_while_an_agent_comes_again() {
         let (agents, changed) = table();
         agents.offer([("n1".to_owned(), offer(b"g", b"a"))].into());
-        let first = agents.join("n1", "1");
+        let first = agents.join("n1", "1", None);
         first.applied(applied(b"a", &[("red", 1001, "")]));
         first.health(wire::Health { frr_running: true, ..Default::default() });
         assert!(signalled(&changed));
@@ -475,7 +543,7 @@ pub(crate) mod tests {
         assert!(first.ended.is_cancelled());
         let said = agents.said();
         assert_eq!(said["n1"].programmed, [("red".to_owned(), 1001)].into());
-        let second = agents.join("n1", "2");
+        let second = agents.join("n1", "2", None);
         drop(first);
         assert_eq!(agents.said(), said);
         assert_eq!(agents.standing(), Standing { connected: 1, in_step: 1 });
@@ -491,7 +559,7 @@ pub(crate) mod tests {
     fn a_refusal_counts_while_what_was_refused_is_wanted() {
         let (agents, _) = table();
         agents.offer([("n1".to_owned(), offer(b"g", b"bad"))].into());
-        let session = agents.join("n1", "1");
+        let session = agents.join("n1", "1", None);
         session.health(wire::Health { frr_running: true, ..Default::default() });
         session.rejected(wire::Rejected { digest: Digest::of(b"bad").to_wire(), reason: "cannot".into() });
         assert_eq!(agents.said()["n1"].rejected.as_deref(), Some("cannot"));
@@ -512,7 +580,7 @@ pub(crate) mod tests {
     fn the_asn_is_that_of_the_configuration_that_was_acknowledged() {
         let (agents, _) = table();
         agents.offer([("n1".to_owned(), offer(b"g", b"a"))].into());
-        let session = agents.join("n1", "1");
+        let session = agents.join("n1", "1", None);
         session.health(wire::Health { frr_running: true, ..Default::default() });
         session.applied(applied(b"a", &[]));
         assert_eq!(agents.said()["n1"].asn, Some(65000));
@@ -526,16 +594,59 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn what_is_heard_is_about_what_is_offered() {
+        let (agents, changed) = table();
+        let digest = |body: &[u8]| Some(Digest::of(body));
+        let session = agents.join("n1", "1", digest(b"old"));
+        assert!(signalled(&changed), "what it may be offered depends on what it holds");
+        let heard = || agents.heard().remove("n1").unwrap();
+        assert_eq!((heard().holds, heard().in_step, heard().frr_running), (digest(b"old"), false, true));
+
+        // The guard is offered though the configuration waits for its turn.
+        agents.offer([("n1".to_owned(), Offer { config: None, ..offer(b"g", b"") })].into());
+        session.applied(applied(b"old", &[]));
+        assert_eq!(agents.standing(), Standing { connected: 1, in_step: 1 });
+        assert!(!heard().in_step, "it was offered none");
+
+        agents.offer([("n1".to_owned(), offer(b"g", b"a"))].into());
+        session.health(wire::Health { frr_running: true, ..Default::default() });
+        assert!(heard().health, "of what it held");
+        session.applied(applied(b"a", &[("red", 1001, "no device")]));
+        assert_eq!((heard().holds, heard().in_step, heard().health), (digest(b"a"), true, false));
+        assert_eq!(heard().failed["red"], "no device");
+        let fabric = wire::Session { established: true, ..Default::default() };
+        let down = wire::Session { established: false, ..Default::default() };
+        let of_tenant = wire::Session { tenant: "red".into(), ..fabric.clone() };
+        signalled(&changed);
+        session.health(wire::Health {
+            frr_running: true,
+            sessions: vec![fabric, down, of_tenant],
+            ..Default::default()
+        });
+        assert_eq!((heard().health, heard().sessions), (true, 1));
+        assert!(signalled(&changed));
+        session.applied(applied(b"a", &[("red", 1001, "")]));
+        assert!(heard().health, "the same configuration again");
+
+        session.rejected(wire::Rejected { digest: Digest::of(b"b").to_wire(), reason: "bad".into() });
+        assert_eq!(heard().refused, None, "nobody wants that of it");
+        agents.offer([("n1".to_owned(), offer(b"g", b"b"))].into());
+        assert_eq!(heard().refused.as_deref(), Some("bad"));
+        drop(session);
+        assert!(agents.heard().is_empty());
+    }
+
+    #[test]
     fn offers_reach_known_nodes_and_only_when_they_differ() {
         let (agents, _) = table();
-        let mut early = agents.join("n1", "1");
+        let mut early = agents.join("n1", "1", None);
         assert!(early.offers.borrow_and_update().is_none());
         agents.offer([("n1".to_owned(), offer(b"g", b"1"))].into());
         assert!(early.offers.has_changed().unwrap());
         assert_eq!(*early.offers.borrow_and_update(), Some(offer(b"g", b"1")));
         agents.offer([("n1".to_owned(), offer(b"g", b"1"))].into());
         assert!(!early.offers.has_changed().unwrap());
-        let late = agents.join("n1", "1");
+        let late = agents.join("n1", "1", None);
         assert_eq!(*late.offers.borrow(), Some(offer(b"g", b"1")));
     }
 }

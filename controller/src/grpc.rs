@@ -160,12 +160,13 @@ impl Router for Service {
         }
         debug!(node = hello.node, ?remote, "hello");
         self.door.check(&headers, &hello.node).await?;
-        let session = agents.join(&hello.node, &hello.version);
+        let config = Digest::from_wire(&hello.config_digest);
+        let session = agents.join(&hello.node, &hello.version, config);
         let outbound = Outbound {
             offers: session.offers.clone(),
             ended: session.ended.clone(),
             guard: Digest::from_wire(&hello.guard_digest),
-            config: Digest::from_wire(&hello.config_digest),
+            config,
             queue: VecDeque::new(),
             // A value that was put up before the stream began has to be looked at too.
             fresh: true,
@@ -269,7 +270,8 @@ impl Outbound {
             new.then(|| wire::Payload::clone(&offered.payload))
         }
         let guard = take(&mut self.guard, &offer.guard).map(from_controller::Message::Guard);
-        let config = take(&mut self.config, &offer.config).map(from_controller::Message::Config);
+        let config = offer.config.as_ref().and_then(|config| take(&mut self.config, config));
+        let config = config.map(from_controller::Message::Config);
         self.queue.extend([guard, config].into_iter().flatten().map(|m| FromController { message: Some(m) }));
     }
 }

@@ -4,6 +4,7 @@
 //! - [`observe`]: reflectors, and the snapshot taken from them.
 //! - [`apply`]: the difference between plan and cluster as typed writes, and what carries them out.
 //! - [`agents`], [`publish`], [`grpc`]: what connected routers said, what each is offered, the service between them.
+//! - [`rollout`]: which nodes may have a change now.
 //! - [`linger`]: how long tenants stay where their last block has left.
 //! - [`status`], [`events`]: what users are told.
 //! - [`leader`]: which of several controllers leads, and that no other writes.
@@ -23,6 +24,7 @@ pub mod metrics;
 pub mod observe;
 pub mod publish;
 pub mod replica;
+pub mod rollout;
 pub mod runtime;
 pub mod status;
 

@@ -416,7 +416,7 @@ mod tests {
         m.wrote(&key("label"), None);
         m.wrote(&key("label"), Some(&WriteError::Conflict));
         let agents = Agents::new(Arc::new(Notify::new()), CancellationToken::new(), m);
-        let session = agents.join("n1", "0.1.0");
+        let session = agents.join("n1", "0.1.0", None);
         agents.offer([("n1".to_owned(), offer(b"g", b"a"))].into());
         session.applied(applied(b"a", "no"));
         session.applied(applied(b"a", ""));

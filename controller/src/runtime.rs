@@ -22,6 +22,8 @@ use crate::{
     metrics::{Metrics, Stage},
     observe::Stores,
     publish::Publisher,
+    rollout::{Input, Rollouts},
+    status,
 };
 
 /// Changes are gathered this long before a plan is made of them.
@@ -162,6 +164,7 @@ async fn control(
     let began = Instant::now();
     let mut applier = Applier::new(KubeCluster::new(client, sources.stores.api()), Arc::clone(metrics));
     let mut publisher = Publisher::default();
+    let mut rollouts = Rollouts::default();
     let mut linger = Linger::new(settings.linger);
     let mut events = Events::start(client.clone());
     let read_other =
@@ -169,6 +172,7 @@ async fn control(
     let mut other = pin!(read_other(sources.stores.served()));
     loop {
         let started = Instant::now();
+        let heard = agents.heard();
         let mut observed = sources.stores.observe(agents.said());
         metrics.stage(Stage::Observe, started.elapsed());
         let mut due = None;
@@ -176,9 +180,13 @@ async fn control(
             applier.complete(&mut observed);
             linger.fill(&mut observed.snapshot, started);
             let planning = Instant::now();
-            let plan = calico_vni_planner::plan(&observed.snapshot);
+            let mut plan = calico_vni_planner::plan(&observed.snapshot);
             let planned_us = micros(planning.elapsed());
             metrics.stage(Stage::Plan, planning.elapsed());
+            let shares = status::shares(&observed.snapshot);
+            let input = Input { wanted: &plan.nodes, heard: &heard, shares: &shares };
+            let configs = rollouts.advance(&input, started);
+            status::tell(&mut plan, rollouts.told(), &observed.snapshot);
             metrics.planned(&plan);
             linger.follow(&plan, &observed.snapshot, started);
 
@@ -186,7 +194,7 @@ async fn control(
             metrics.timed(Stage::Prepare, applier.prepare(&mut pass)).await;
             metrics.timed(Stage::Withdraw, applier.withdraw(&mut pass)).await;
             let publishing = Instant::now();
-            publisher.publish(&plan, agents);
+            publisher.publish(&plan, &configs, agents);
             metrics.stage(Stage::Publish, publishing.elapsed());
             let grace = Some(began + GRACE).filter(|end| {
                 Instant::now() < *end
@@ -196,7 +204,10 @@ async fn control(
             let mut notices = metrics.timed(Stage::Establish, establish).await;
             notices.extend(plan.notices.iter().cloned());
             events.tell(&notices, &observed.snapshot);
-            due = [applier.next_due(), linger.next_due(started), grace].into_iter().flatten().min();
+            due = [applier.next_due(), linger.next_due(started), rollouts.next_due(), grace]
+                .into_iter()
+                .flatten()
+                .min();
             metrics.pass(started.elapsed());
             debug!(
                 tenants = observed.snapshot.tenants.len(),

@@ -1,13 +1,25 @@
 //! Statuses of Tenants and Underlays: which have to be written, with the right times in their conditions. Pure; the
 //! time is passed in.
 
-use calico_vni_crds::{TenantStatus, UnderlayStatus, tenant::NodeCounts};
-use calico_vni_planner::{Plan, Snapshot};
+use std::collections::BTreeMap;
+
+use calico_vni_crds::{TenantStatus, Underlay, UnderlayStatus, tenant::NodeCounts};
+use calico_vni_planner::{
+    Plan, Snapshot,
+    plan::{About, Notice},
+    reason,
+};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
 
-use crate::apply::write::{Version, Write};
+use crate::{
+    apply::write::{Version, Write},
+    rollout::{Part, Told},
+};
+
+/// The condition of a roll-out.
+const ROLLED_OUT: &str = "RolledOut";
 
 /// A status to be written.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +54,75 @@ pub fn reports(plan: &Plan, snapshot: &Snapshot, now: Timestamp, awaiting: bool)
         Some(Report { write, urgent: false })
     });
     tenants.chain(underlays).collect()
+}
+
+/// How many percent of the nodes of each Underlay may be unavailable for a change.
+pub fn shares(snapshot: &Snapshot) -> BTreeMap<String, u8> {
+    let share = |underlay: &Underlay| (underlay.name_any(), underlay.spec.rollout.max_unavailable_percent);
+    snapshot.underlays.iter().map(share).collect()
+}
+
+/// Says in the plan's statuses how the roll-out of changes stands, and in its notices which are stopped. A condition is
+/// there from an object's first roll-out on.
+pub fn tell(plan: &mut Plan, told: &[Told], snapshot: &Snapshot) {
+    let mut tenants: BTreeMap<&str, Vec<&Told>> = BTreeMap::new();
+    let mut underlays: BTreeMap<&str, Vec<&Told>> = BTreeMap::new();
+    for told in told {
+        match &told.unit.part {
+            Part::Tenant(name) => tenants.entry(name).or_default().push(told),
+            Part::Whole | Part::Underlay => underlays.entry(&told.unit.underlay).or_default().push(told),
+        }
+    }
+    let stands = |conditions: Option<&Vec<Condition>>| {
+        conditions.is_some_and(|all| all.iter().any(|condition| condition.type_ == ROLLED_OUT))
+    };
+    for tenant in &snapshot.tenants {
+        let name = tenant.name_any();
+        let Some(status) = plan.tenant_status.get_mut(&name) else { continue };
+        let told = tenants.remove(name.as_str()).unwrap_or_default();
+        let before = stands(tenant.status.as_ref().map(|status| &status.conditions));
+        let notice =
+            rolled_out(&mut status.conditions, &told, before).map(|message| (About::Tenant(name), message));
+        plan.notices.extend(notice.map(stopped));
+    }
+    for underlay in &snapshot.underlays {
+        let name = underlay.name_any();
+        let Some(status) = plan.underlay_status.get_mut(&name) else { continue };
+        let told = underlays.remove(name.as_str()).unwrap_or_default();
+        let before = stands(underlay.status.as_ref().map(|status| &status.conditions));
+        let notice =
+            rolled_out(&mut status.conditions, &told, before).map(|message| (About::Underlay(name), message));
+        plan.notices.extend(notice.map(stopped));
+    }
+}
+
+fn stopped((about, message): (About, String)) -> Notice {
+    Notice { about, reason: reason::ROLL_OUT_STOPPED.to_owned(), message }
+}
+
+/// Adds the condition; what it says where it is stopped.
+fn rolled_out(conditions: &mut Vec<Condition>, told: &[&Told], before: bool) -> Option<String> {
+    let stopped = told.iter().any(|told| told.stopped);
+    let (status, reason, message) = match told {
+        [] if !before => return None,
+        [] => ("True", reason::ROLLED_OUT, "all nodes that can be reached have what is wanted".to_owned()),
+        told => {
+            // Of several Underlays the stopped ones matter most.
+            let of = |told: &&&Told| told.stopped || !stopped;
+            let messages: Vec<&str> = told.iter().filter(of).map(|told| told.message.as_str()).collect();
+            let reason = if stopped { reason::ROLL_OUT_STOPPED } else { reason::ROLLING_OUT };
+            ("False", reason, messages.join("; "))
+        }
+    };
+    conditions.push(Condition {
+        type_: ROLLED_OUT.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message: message.clone(),
+        observed_generation: conditions.first().and_then(|condition| condition.observed_generation),
+        last_transition_time: Time(Timestamp::UNIX_EPOCH),
+    });
+    stopped.then_some(message)
 }
 
 /// The status to write; `None` when the standing one says the same. An allocation that stands is never taken back.
@@ -125,6 +206,7 @@ pub fn true_conditions(status: &TenantStatus) -> Vec<&Condition> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rollout::Unit;
 
     fn condition(kind: &str, status: &str, message: &str, at: i64) -> Condition {
         Condition {
@@ -211,5 +293,51 @@ mod tests {
         changed.conditions[0].observed_generation = Some(2);
         keep_tenant_counts(&mut changed, &standing);
         assert_eq!(changed.conditions[0].status, "False");
+    }
+
+    #[test]
+    fn a_roll_out_is_told_where_it_belongs_and_stays_told_when_it_is_done() {
+        let unit = |underlay: &str, part| Unit { underlay: underlay.to_owned(), part };
+        let told = |underlay, part, stopped, message: &str| Told {
+            unit: unit(underlay, part),
+            stopped,
+            message: message.to_owned(),
+        };
+        let red = || Part::Tenant("red".to_owned());
+        let snapshot = |conditions: Vec<Condition>| {
+            let mut tenant = calico_vni_crds::Tenant::new("red", calico_vni_crds::TenantSpec::default());
+            tenant.status = Some(status(conditions));
+            Snapshot { tenants: vec![tenant], ..Snapshot::default() }
+        };
+        let planned = |all: &[Told], standing: Vec<Condition>| {
+            let mut plan = Plan::default();
+            let accepted = vec![condition("Accepted", "True", "ok", 0)];
+            plan.tenant_status.insert("red".to_owned(), status(accepted));
+            tell(&mut plan, all, &snapshot(standing));
+            let condition = plan.tenant_status["red"].conditions.get(1).cloned();
+            let condition = condition.map(|c| (c.status, c.reason, c.message, c.observed_generation));
+            (condition, plan.notices)
+        };
+        assert_eq!(planned(&[], vec![]), (None, [].into()), "it never had one");
+        let of_others =
+            [told("a", Part::Underlay, true, "x"), told("a", Part::Tenant("blue".into()), true, "y")];
+        assert_eq!(planned(&of_others, vec![]).0, None);
+
+        let rolling = [told("a", red(), false, "1 of 3"), told("b", red(), false, "2 of 3")];
+        let (condition, notices) = planned(&rolling, vec![]);
+        let text = "1 of 3; 2 of 3".to_owned();
+        assert_eq!(condition, Some(("False".into(), "RollingOut".into(), text, Some(1))));
+        assert_eq!(notices, [].into());
+
+        let stopped = [rolling[0].clone(), told("b", red(), true, "n1: no")];
+        let (condition, notices) = planned(&stopped, vec![]);
+        assert_eq!(condition, Some(("False".into(), "RollOutStopped".into(), "n1: no".into(), Some(1))));
+        assert_eq!(notices.first().unwrap().about, About::Tenant("red".to_owned()));
+
+        let (done, _) = planned(&[], vec![self::condition(ROLLED_OUT, "False", "1 of 3", 0)]);
+        assert_eq!(
+            done.map(|(status, reason, ..)| (status, reason)),
+            Some(("True".into(), "RolledOut".into()))
+        );
     }
 }

@@ -19,6 +19,9 @@ pub const HOST_LINK_CIDR_V6: &str = "fd9c:76e1:1::/112";
 /// Default of a neighbour's `holdTimeSeconds`.
 pub const HOLD_TIME: u16 = 9;
 
+/// Default of `rollout.maxUnavailablePercent`.
+pub const MAX_UNAVAILABLE_PERCENT: u8 = 25;
+
 /// How the routers of a set of nodes join the fabric.
 #[derive(CustomResource, JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
@@ -108,6 +111,31 @@ pub struct UnderlaySpec {
     /// Keep forwarding while a router's BGP restarts.
     #[serde(default = "yes")]
     pub graceful_restart: bool,
+
+    /// How a change of this Underlay, or of a Tenant, reaches the nodes that have it already.
+    #[serde(default)]
+    pub rollout: Rollout,
+}
+
+/// How a change reaches the nodes. One node gets it first; the next ones do when that one has applied it and does well.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollout {
+    /// How many nodes, in percent of those that have what changes, may be on their way at a time; one at least. With 100 all
+    /// nodes get each change at once.
+    #[serde(default = "max_unavailable_percent")]
+    #[schemars(range(min = 1, max = 100))]
+    pub max_unavailable_percent: u8,
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Self { max_unavailable_percent: MAX_UNAVAILABLE_PERCENT }
+    }
+}
+
+fn max_unavailable_percent() -> u8 {
+    MAX_UNAVAILABLE_PERCENT
 }
 
 fn host_link_cidr() -> String {

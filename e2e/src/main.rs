@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use calico_vni_crds::calico::CalicoApi;
-use calico_vni_e2e::{nodes, run, scenarios, step, world::World};
+use calico_vni_e2e::{kind, nodes, run, scenarios, step, world::World};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -41,6 +41,9 @@ enum Work {
         /// Parts of scenarios' names. A few are played by their whole names alone.
         names: Vec<String>,
     },
+    /// A kind cluster: what real kubelets can prove of chart and images.
+    #[command(subcommand)]
+    Kind(kind::Work),
     /// The node side; the lab starts it itself.
     #[command(hide = true)]
     Nodes(nodes::server::Options),
@@ -76,14 +79,16 @@ async fn work(work: Work) -> Result<ExitCode> {
         Work::Nodes(options) => return nodes::server::run(options).await.map(|()| ExitCode::SUCCESS),
         Work::Down => return run::down().await.map(|()| ExitCode::SUCCESS),
         Work::Exec { netns, argv } => return run::exec(netns, argv).await.map(ExitCode::from),
+        Work::Kind(work) => {
+            provide_tls()?;
+            return kind::run(work).await;
+        }
         Work::Up => (None, true),
         Work::Demo { stay } => (Some(vec!["demo".to_owned()]), stay),
         Work::Test { names } => (Some(names), false),
     };
     let chosen = names.map(|names| scenarios::chosen(&names)).transpose()?;
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
-        anyhow::bail!("another TLS provider was installed before");
-    }
+    provide_tls()?;
     let calico = match std::env::var("LAB_CALICO_API").as_deref() {
         Ok("v1") => CalicoApi::CrdV1,
         Ok("v3") | Err(_) => CalicoApi::V3,
@@ -99,4 +104,11 @@ async fn work(work: Work) -> Result<ExitCode> {
     }
     world.stop().await?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn provide_tls() -> Result<()> {
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        anyhow::bail!("another TLS provider was installed before");
+    }
+    Ok(())
 }

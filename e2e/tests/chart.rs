@@ -77,6 +77,7 @@ fn a_bad_value_is_refused_by_its_name() {
         ("router.image.pullPolicy=Sometimes", "value must be one of 'Always', 'IfNotPresent', 'Never'"),
         ("router.maxUnavailable=half", "at '/router/maxUnavailable'"),
         ("router.log.format=xml", "at '/router/log/format': value must be one of 'text', 'json'"),
+        ("metrics.interval=often", "at '/metrics/interval': 'often' does not match"),
         ("tls.secretName=a_b", "at '/tls/secretName': 'a_b' does not match"),
         ("underlay.create=true", "at '/underlay/spec': missing properties 'asn'"),
     ] {
@@ -95,7 +96,10 @@ async fn a_real_api_server_takes_whatever_it_makes() {
     let api = ApiSide::start(&dir.path().join("api"), &programs).await.unwrap();
     // A namespace, and kinds that a set has an object of, have to be there for the rest to be looked at.
     let crds = paths::checkout().join("deploy/helm/calico-vni/crds");
-    api.kubectl(&["apply", "-f", crds.to_str().unwrap()]).await.unwrap();
+    let monitoring = paths::checkout().join("e2e/tests/chart/monitoring.yaml");
+    for definitions in [crds, monitoring] {
+        api.kubectl(&["apply", "-f", definitions.to_str().unwrap()]).await.unwrap();
+    }
     api.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]).await.unwrap();
     api.kubectl(&["create", "namespace", "calico-vni"]).await.unwrap();
     for set in SETS {
@@ -161,7 +165,7 @@ fn one_container_is_privileged_and_ends_at_once() {
                     && pod["shareProcessNamespace"].is_null()
             );
         }
-        let expected = [("agent", 3), ("controller", 0), ("frr", 10), ("netns", 0)];
+        let expected = [("agent", 5), ("controller", 0), ("frr", 10), ("netns", 0)];
         assert_eq!(seen, expected.map(|(name, added)| (name.to_owned(), added)).into(), "{set}");
     }
 }

@@ -160,31 +160,39 @@ pub async fn dry_run(options: &Options) -> Result<(), StartError> {
 async fn follow_health(
     frr: FrrLink,
     watch: Watch,
-    (told, report): (watch::Receiver<Told>, watch::Receiver<Report>),
+    (told, mut report): (watch::Receiver<Told>, watch::Receiver<Report>),
     health: watch::Sender<Option<Health>>,
 ) {
     let mut tick = interval(HEALTH);
     let (mut patience, mut heard) = (Patience::default(), Vec::new());
     loop {
-        tick.tick().await;
-        let (told, report) = (told.borrow().clone(), report.borrow().clone());
+        // After a result at once: who changes many nodes waits for how this one does with it.
+        tokio::select! {
+            _ = tick.tick() => {}
+            Ok(()) = report.changed() => {}
+        }
+        let (told, report) = (told.borrow().clone(), report.borrow_and_update().clone());
         let Some(config) = &told.config else { continue };
         let (mut notices, drops) = (watch.notices(&told, &report).await, watch.drops(&told).await);
         let now = Instant::now();
+        // What FRR has said before the result says nothing of how it does with it.
+        let mut since = None;
         match frr.sessions(&config.value).await {
             Ok(sessions) => {
                 patience.hear(now);
                 heard = sessions;
+                since = report.config;
             }
             Err(error) if patience.is_over(now) => {
                 debug!(%error, "FRR counts as down");
                 heard.clear();
+                since = report.config;
             }
             Err(error) => debug!(%error, "FRR is given time"),
         }
         let (frr_running, sessions) = (!patience.is_over(now), heard.clone());
         notices.extend(of_sessions(&config.value, &sessions));
-        health.send_replace(Some(Health { frr_running, sessions, notices, drops }));
+        health.send_replace(Some(Health { frr_running, sessions, notices, drops, since }));
     }
 }
 

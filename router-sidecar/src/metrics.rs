@@ -397,6 +397,7 @@ mod tests {
             ],
             notices: vec![wire::Notice { reason: "IPVS".into(), ..Default::default() }],
             drops: vec![drops("red", 4), drops("", 5)],
+            ..Health::default()
         }));
         let metrics = &agent.served.metrics;
         metrics.round(Duration::from_millis(20), true);

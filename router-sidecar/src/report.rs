@@ -55,6 +55,8 @@ pub struct Health {
     pub notices: Vec<wire::Notice>,
     /// What the guard has dropped.
     pub drops: Vec<wire::Drops>,
+    /// The configuration of the last result before this was looked at: health of a new one is news, whatever it says.
+    pub since: Option<Digest>,
 }
 
 impl Health {

@@ -12,7 +12,7 @@ use calico_vni_proto::{
 use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, interval, sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -26,8 +26,9 @@ use crate::{
 
 /// Shortest and longest pause before dialling again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
-/// How often health is looked at.
-const HEALTH: Duration = Duration::from_secs(5);
+/// Longest where a controller answered that it does not lead. Behind a Service the next one to be reached may well be the
+/// leader, which half a minute's pauses would find late.
+const NEXT_CONTROLLER: Duration = Duration::from_secs(5);
 /// How often it is sent though nothing changed.
 const HEALTH_AT_LEAST: Duration = Duration::from_secs(30);
 /// Octets of the longest message taken: a guard of 100,000 pools has about 4 MB.
@@ -73,6 +74,13 @@ pub enum SessionError {
     Silent(Duration),
 }
 
+impl SessionError {
+    /// Whether a controller answered that lives and does not lead.
+    fn is_standby(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.code() == tonic::Code::Unavailable)
+    }
+}
+
 impl Session {
     /// Dials for ever.
     pub async fn run(mut self) {
@@ -83,7 +91,8 @@ impl Session {
             self.connected.send_replace(false);
             // A stream that lived past the longest pause was a good one.
             failures = if began.elapsed() > PAUSE.1 { 0 } else { failures.saturating_add(1) };
-            let pause = pause(failures, jitter(&self.node, failures));
+            let longest = if error.is_standby() { NEXT_CONTROLLER } else { PAUSE.1 };
+            let pause = pause(failures, longest, jitter(&self.node, failures));
             warn!(node = self.node, controller = self.dial.controller, %error, ?pause, "dialling the controller again");
             sleep(pause).await;
         }
@@ -105,18 +114,12 @@ impl Session {
         self.connected.send_replace(true);
 
         self.report.mark_changed();
-        let mut health_tick = interval(HEALTH);
+        self.health.mark_changed();
         let mut health_sent: Option<(Health, Instant)> = None;
         loop {
             tokio::select! {
-                message = stream.message() => {
-                    let message = message.map_err(Box::new)?.ok_or(SessionError::Closed)?;
-                    if let Some(message) = message.message
-                        && let Some(rejected) = self.take(message)
-                    {
-                        say(from_agent::Message::Rejected(rejected)).await?;
-                    }
-                }
+                // A result goes before the health that was looked at after it.
+                biased;
                 changed = self.report.changed() => {
                     changed.map_err(|_| SessionError::Closed)?;
                     let applied = self.report.borrow_and_update().to_wire();
@@ -124,14 +127,24 @@ impl Session {
                         say(from_agent::Message::Applied(applied)).await?;
                     }
                 }
-                now = health_tick.tick() => {
-                    let Some(health) = self.health.borrow().clone() else { continue };
+                changed = self.health.changed() => {
+                    changed.map_err(|_| SessionError::Closed)?;
+                    let Some(health) = self.health.borrow_and_update().clone() else { continue };
+                    let now = Instant::now();
                     let due = health_sent.as_ref().is_none_or(|(sent, at)| {
                         health.differs(sent) || now.duration_since(*at) >= HEALTH_AT_LEAST
                     });
                     if due {
                         say(from_agent::Message::Health(health.to_wire())).await?;
                         health_sent = Some((health, now));
+                    }
+                }
+                message = stream.message() => {
+                    let message = message.map_err(Box::new)?.ok_or(SessionError::Closed)?;
+                    if let Some(message) = message.message
+                        && let Some(rejected) = self.take(message)
+                    {
+                        say(from_agent::Message::Rejected(rejected)).await?;
                     }
                 }
             }
@@ -219,8 +232,8 @@ impl Session {
 
 /// Anything between the shortest pause and one that doubles with each failure (full jitter): agents that lost their
 /// controller together do not come back together. `share` is between 0 and 1.
-fn pause(failures: u32, share: f64) -> Duration {
-    let longest = PAUSE.0.saturating_mul(2u32.saturating_pow(failures)).min(PAUSE.1);
+fn pause(failures: u32, longest: Duration, share: f64) -> Duration {
+    let longest = PAUSE.0.saturating_mul(2u32.saturating_pow(failures)).min(longest);
     PAUSE.0 + (longest.saturating_sub(PAUSE.0)).mul_f64(share)
 }
 
@@ -239,12 +252,21 @@ mod tests {
     #[test]
     fn pauses_stay_between_their_bounds() {
         for failures in 0..40 {
-            assert_eq!(pause(failures, 0.0), PAUSE.0);
-            assert!(pause(failures, 1.0) <= PAUSE.1);
+            assert_eq!(pause(failures, PAUSE.1, 0.0), PAUSE.0);
+            assert!(pause(failures, PAUSE.1, 1.0) <= PAUSE.1);
+            assert!(pause(failures, NEXT_CONTROLLER, 1.0) <= NEXT_CONTROLLER);
         }
-        assert_eq!(pause(2, 1.0), Duration::from_millis(800));
-        assert_eq!(pause(20, 1.0), PAUSE.1);
+        assert_eq!(pause(2, PAUSE.1, 1.0), Duration::from_millis(800));
+        assert_eq!(pause(20, PAUSE.1, 1.0), PAUSE.1);
         let (one, two) = (jitter("n1", 1), jitter("n2", 1));
         assert!((0.0..=1.0).contains(&one) && (0.0..=1.0).contains(&two));
+    }
+
+    #[test]
+    fn only_a_controller_that_stands_by_is_dialled_again_soon() {
+        let refused = |status| SessionError::from(Box::new(status));
+        assert!(refused(tonic::Status::unavailable("standby; another leads")).is_standby());
+        assert!(!refused(tonic::Status::unauthenticated("no token")).is_standby());
+        assert!(!SessionError::Closed.is_standby());
     }
 }

@@ -241,3 +241,24 @@ async fn a_controller_that_opens_no_stream_is_given_up() {
         dialled.unwrap_or_else(|_| panic!("the agent did not dial a {time} time")).unwrap();
     }
 }
+
+#[tokio::test]
+async fn how_the_node_does_with_a_result_is_sent_after_it_though_it_does_as_before() {
+    let (address, mut streams, _server) = serve("127.0.0.1:0").await;
+    let agent = agent(address);
+    let mut stream = stream(&mut streams).await;
+    stream.next().await;
+    let well = Health { frr_running: true, ..Health::default() };
+    agent.health.send_replace(Some(well.clone()));
+    let from_agent::Message::Health(_) = stream.next().await else { panic!("no health") };
+    for body in [b"one", b"two"] {
+        let digest = Some(Digest::of(body));
+        // Both at once: what was looked at later goes later.
+        agent.health.send_replace(Some(Health { since: digest, ..well.clone() }));
+        agent.report.send_replace(Report { config: digest, ..Report::default() });
+        let from_agent::Message::Applied(applied) = stream.next().await else { panic!("no applied") };
+        assert_eq!(Digest::from_wire(&applied.config_digest), digest);
+        let from_agent::Message::Health(health) = stream.next().await else { panic!("no health") };
+        assert!(health.frr_running);
+    }
+}

@@ -104,6 +104,13 @@ pub const NO_ENDPOINTS: &str = "NoEndpoints";
 /// A shared service has endpoints in some tenant's pool.
 pub const ENDPOINT_IN_TENANT: &str = "EndpointInTenant";
 
+/// A change is on its way to the nodes, a few at a time.
+pub const ROLLING_OUT: &str = "RollingOut";
+/// Nodes refuse a change, so it goes to no others.
+pub const ROLL_OUT_STOPPED: &str = "RollOutStopped";
+/// All nodes that can be reached have what is wanted.
+pub const ROLLED_OUT: &str = "RolledOut";
+
 /// A condition that holds.
 pub const ACCEPTED: &str = "Accepted";
 /// Everything wanted stands.

@@ -10,6 +10,7 @@
 //! - [`metrics`]: metrics and probes over HTTP.
 //! - [`passwords`]: BGP passwords, from Secrets to agents.
 //! - [`rights`]: the role holds what is used, and nothing that is not.
+//! - [`rollout`]: a change goes to one node first, and not on where that refuses it.
 //! - [`stop`]: SIGTERM in the midst of much to write.
 //!
 //! Needs the binaries that `make kube` builds, or `KUBEBUILDER_ASSETS`; without them these tests fail.
@@ -22,6 +23,7 @@ mod identity;
 mod metrics;
 mod passwords;
 mod rights;
+mod rollout;
 mod stop;
 #[path = "../support/mod.rs"]
 mod support;

@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use calico_vni_crds::Tenant;
@@ -44,6 +47,7 @@ impl Held {
 
 pub struct FakeAgent {
     held: Arc<Mutex<Held>>,
+    refuses: Arc<AtomicBool>,
     acknowledges: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -59,8 +63,10 @@ impl FakeAgent {
     ) -> Self {
         let held = Arc::new(Mutex::new(held));
         let (sender, receiver) = watch::channel(acknowledges);
-        let task = tokio::spawn(run(node.to_owned(), address, Arc::clone(&held), receiver, api));
-        Self { held, acknowledges: sender, task }
+        let refuses = Arc::new(AtomicBool::default());
+        let answers = (receiver, Arc::clone(&refuses));
+        let task = tokio::spawn(run(node.to_owned(), address, Arc::clone(&held), answers, api));
+        Self { held, refuses, acknowledges: sender, task }
     }
 
     pub fn held(&self) -> Held {
@@ -70,6 +76,11 @@ impl FakeAgent {
     /// From now on, and for what came before.
     pub fn acknowledge(&self) {
         self.acknowledges.send_replace(true);
+    }
+
+    /// From now on it can take no configuration, or can again.
+    pub fn refuse(&self, refuses: bool) {
+        self.refuses.store(refuses, Ordering::Relaxed);
     }
 
     /// Whether it has failed a check.
@@ -88,7 +99,7 @@ async fn run(
     node: String,
     address: SocketAddr,
     held: Arc<Mutex<Held>>,
-    mut acknowledges: watch::Receiver<bool>,
+    (mut acknowledges, refuses): (watch::Receiver<bool>, Arc<AtomicBool>),
     api: Option<Client>,
 ) {
     let (say, said) = mpsc::channel(8);
@@ -100,9 +111,7 @@ async fn run(
         config_digest: digests.config_digest.map(Digest::to_wire).unwrap_or_default(),
     });
     say.send(from(hello)).await.unwrap();
-    say.send(from(from_agent::Message::Health(wire::Health { frr_running: true, ..Default::default() })))
-        .await
-        .unwrap();
+    say.send(well()).await.unwrap();
     if digests.config_digest.is_some() {
         say.send(applied(&held)).await.unwrap();
     }
@@ -117,14 +126,27 @@ async fn run(
         tokio::select! {
             message = stream.message() => {
                 let Ok(Some(message)) = message else { return silence().await };
+                if let Some(from_controller::Message::Config(payload)) = &message.message
+                    && refuses.load(Ordering::Relaxed)
+                {
+                    let digest = payload.digest.clone();
+                    let rejected = wire::Rejected { digest, reason: "it cannot be taken".to_owned() };
+                    say.send(from(from_agent::Message::Rejected(rejected))).await.unwrap();
+                    continue;
+                }
                 take(&held, message);
                 check_allocations(&held, api.as_ref()).await;
             }
             changed = acknowledges.changed() => if changed.is_err() { return },
         }
         let ready = held.lock().unwrap().config.is_some();
-        if ready && *acknowledges.borrow() && say.send(applied(&held)).await.is_err() {
-            return silence().await;
+        if ready && *acknowledges.borrow() {
+            // And how it does with that, which a real one looks at after each result.
+            for word in [applied(&held), well()] {
+                if say.send(word).await.is_err() {
+                    return silence().await;
+                }
+            }
         }
     }
 }
@@ -173,6 +195,10 @@ async fn check_allocations(held: &Mutex<Held>, api: Option<&Client>) {
             "{name} came before it was kept"
         );
     }
+}
+
+fn well() -> FromAgent {
+    from(from_agent::Message::Health(wire::Health { frr_running: true, ..Default::default() }))
 }
 
 fn applied(held: &Mutex<Held>) -> FromAgent {

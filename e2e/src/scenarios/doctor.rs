@@ -56,7 +56,7 @@ pub async fn play(world: &mut World) -> Result<()> {
 }
 
 /// Endpoints of the two Services that every tenant reaches: in the lab nobody makes them.
-async fn services(world: &World, there: bool) -> Result<()> {
+pub async fn services(world: &World, there: bool) -> Result<()> {
     for (namespace, name, port, protocol) in
         [("default", "kubernetes", 6443, "TCP"), ("kube-system", "kube-dns", 53, "UDP")]
     {

@@ -6,6 +6,7 @@
 //! also tried with a pod of the default pool behind the same Service, who does answer.
 
 use std::{
+    fmt::Display,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
 };
@@ -185,17 +186,16 @@ async fn one(world: &World, from: &Place, front: Front, behind: &Place, answers:
 async fn arrived(world: &World, place: &Place) -> Result<u64> {
     let nodes = world.lab.nodes();
     let list = ["nft", "-j", "list", "counters", "table", "inet", "lab"];
-    let text = match nodes.run(&place.netns, &list).await {
-        Ok(text) => text,
-        Err(_) => {
-            let rules = format!(
-                "add table inet lab; add chain inet lab input {{ type filter hook input priority 0; }}; \
-                 add counter inet lab syns; \
-                 add rule inet lab input tcp dport {PORT} tcp flags & (syn|ack) == syn counter name syns"
-            );
-            nodes.run(&place.netns, &["nft", &rules]).await?;
-            nodes.run(&place.netns, &list).await?
-        }
+    let text = if let Ok(text) = nodes.run(&place.netns, &list).await {
+        text
+    } else {
+        let rules = format!(
+            "add table inet lab; add chain inet lab input {{ type filter hook input priority 0; }}; \
+             add counter inet lab syns; \
+             add rule inet lab input tcp dport {PORT} tcp flags & (syn|ack) == syn counter name syns"
+        );
+        nodes.run(&place.netns, &["nft", &rules]).await?;
+        nodes.run(&place.netns, &list).await?
     };
     let list: Value = serde_json::from_str(&text).context("nft's list of counters")?;
     let counters = list["nftables"].as_array().context("nft's list of counters")?;
@@ -252,7 +252,7 @@ async fn put_behind(world: &World, mode: &str, place: &Place) -> Result<()> {
             FIRST_RULES,
             async || {
                 let rules = rules(world, node, mode).await?;
-                ensure!(rules.contains(&format!("{address}:{PORT}")), "its rules do not name {address}");
+                ensure!(rules.contains(&endpoint(mode, address)), "its rules do not name {address}");
                 Ok(())
             },
         )
@@ -266,6 +266,11 @@ async fn rules(world: &World, node: &Node, mode: &str) -> Result<String> {
     let argv: &[&str] =
         if mode == "iptables" { &["iptables-save", "-t", "nat"] } else { &["nft", "list", "ruleset"] };
     world.lab.nodes().run(&node.name, argv).await
+}
+
+/// How a mode's rules name an endpoint.
+fn endpoint(mode: &str, address: impl Display) -> String {
+    if mode == "iptables" { format!("{address}:{PORT}") } else { format!("{address} . {PORT}") }
 }
 
 fn proxy_name(node: &Node) -> String {
@@ -327,6 +332,6 @@ async fn stop_proxy(world: &World, node: &Node, mode: &str) -> Result<()> {
     let output = nodes.exec(command).await?;
     ensure!(output.code == 0, "kube-proxy --cleanup in mode {mode}: {}", output.stderr);
     let rules = rules(world, node, mode).await?;
-    ensure!(!rules.contains(&format!(":{PORT}")), "rules of kube-proxy are left on {}: {rules}", node.name);
+    ensure!(!rules.contains(&endpoint(mode, "")), "rules of kube-proxy are left on {}: {rules}", node.name);
     Ok(())
 }

@@ -8,7 +8,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use calico_vni_crds::keys::VNI;
 use tokio::process::Command;
 
-use super::demo::{PODS, RED_TENANT, RED_V6, all_cells};
+use super::{
+    demo::{PODS, RED_TENANT, RED_V6, all_cells},
+    doctor,
+};
 use crate::{
     api::User,
     paths, step, wait,
@@ -26,21 +29,29 @@ pub async fn play(world: &mut World) -> Result<()> {
     let readme = fs::read_to_string(paths::checkout().join("README.md")).context("README.md")?;
     let commands = commands(&readme)?;
     without_red(world).await?;
+    doctor::services(world, true).await?;
+    let played = follow(world, &commands).await;
+    doctor::services(world, false).await?;
+    world.kubectl(&["delete", "deployment", "red-web", "--namespace=default", "--ignore-not-found"]).await?;
+    world.annotate_pools(&["red-v6"], VNI, "1001").await?;
+    played?;
+    world.blocks_at_leaf("red-v6", 1001).await?;
+    world.programmed(RED_TENANT).await?;
+    all_cells(world, &["red", "blue"]).await
+}
+
+/// Runs the commands as a user does, and looks at what came of them.
+async fn follow(world: &mut World, commands: &[&str]) -> Result<()> {
     let began = Instant::now();
     let mut waited = false;
-    for command in &commands {
+    for command in commands {
         println!("\n$ {command}");
         waited |= run(world, command).await.with_context(|| (*command).to_owned())?;
     }
     ensure!(waited, "none of these commands waits for the Tenant: {commands:?}");
     world.blocks_at_leaf("red", 1001).await?;
     step!("from nothing to type-5 routes of pool red at the leaf: {:.1} s", began.elapsed().as_secs_f64());
-
-    world.kubectl(&["delete", "deployment", "red-web", "--namespace=default"]).await?;
-    world.annotate_pools(&["red-v6"], VNI, "1001").await?;
-    world.blocks_at_leaf("red-v6", 1001).await?;
-    world.programmed(RED_TENANT).await?;
-    all_cells(world, &["red", "blue"]).await
+    Ok(())
 }
 
 /// The lines of the first code block of the section.

@@ -53,7 +53,7 @@ impl Mode {
 }
 
 /// Tries in a namespace that ends with the try.
-async fn kernel_has_vrf() -> Result<bool> {
+pub async fn kernel_has_vrf() -> Result<bool> {
     // Fails where the module is built in or absent; what counts is the device.
     drop(Command::new("modprobe").arg("vrf").stdout(Stdio::null()).stderr(Stdio::null()).status().await);
     let argv = ["--net", "ip", "link", "add", "lab-try", "type", "vrf", "table", "10"];
@@ -150,7 +150,7 @@ async fn native(directory: &Path) -> Result<Site> {
 
 /// A command for a program that the kernel kills when the lab's process goes, however that goes (prctl(2),
 /// PR_SET_PDEATHSIG). Dropping a child does it in all cases but the lab's own death by SIGKILL.
-fn dies_with_us(program: &str) -> Command {
+pub fn dies_with_us(program: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--", program]);
     command
