@@ -5,7 +5,7 @@ CARGO ?= cargo
 TOOLS := target/tools/bin
 LAB := target/debug/lab
 
-.PHONY: help deps generate build kube demo test test-unit test-e2e fuzz bench-plan bench-fanout check fmt clippy deny generated advisories up down
+.PHONY: help deps generate build images kube helm demo test test-unit test-e2e kind-e2e fuzz bench-plan bench-fanout check fmt clippy deny generated advisories up down
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
@@ -16,11 +16,18 @@ deps: ## packages that the lab and the tests need (apt on Debian and Ubuntu; els
 kube: ## etcd, kube-apiserver, kube-controller-manager and kubectl from their Go modules, into target/kube
 	@e2e/kube/build.sh
 
+helm: ## helm from its Go module, into target/tools
+	@e2e/helm/build.sh
+
 build: ## all programs
 	@$(CARGO) build --workspace --bins
 
-generate: ## CustomResourceDefinitions below crds/generated and e2e/calico-crds
+images: ## the two container images of a release build, by docker, podman or buildah
+	@deploy/images/build.sh release
+
+generate: helm ## definitions below crds/generated and e2e/calico-crds, docs/api.md, and what is rendered from the chart
 	@$(CARGO) run --quiet -p calico-vni-crds --bin generate-crds
+	@deploy/helm/render.sh
 
 demo: deps kube build ## the main job: two tenants over EVPN on two nodes, and the matrix of who reaches whom
 	@$(LAB) demo
@@ -31,9 +38,10 @@ up: deps kube build ## the lab, until Ctrl-C, to look around in
 down: ## stop a lab that was left behind
 	@$(LAB) down
 
-test: deps kube ## everything: unit, golden, property, kernel, real API server, and the lab's scenarios (needs root)
+test: deps kube helm ## everything: unit, golden, property, kernel, real API server, and the lab's scenarios (needs root)
 	@$(CARGO) test --workspace
 	@$(LAB) test
+	@LAB_CALICO_API=v1 $(LAB) test withdraw     # once more where Calico's kinds are in its older group
 
 # The parts of it name the whole workspace too, so that all share one build.
 test-unit: ## of these, unit, golden and property tests: no privilege, under a minute when built
@@ -47,6 +55,13 @@ FUZZ_CASES ?= 1000000
 fuzz: ## a million cases each of what a controller could send and of what people could write (FUZZ_CASES=… for fewer)
 	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test -p calico-vni-router --lib fuzz
 	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test -p calico-vni-planner --test fuzz
+
+kind-e2e: helm ## the chart on real kubelets: install, rights, leader, upgrade, uninstall, in a kind cluster by podman (needs root)
+	@KIND=1 e2e/deps.sh
+	@e2e/kind/build.sh
+	@$(CARGO) build --workspace --bins
+	@. e2e/kind/env.sh && deploy/images/build.sh dev && e2e/kind/node.sh
+	@$(LAB) kind test
 
 bench-plan: ## what a re-plan of 1,000 tenants on 5,000 nodes costs
 	@$(CARGO) bench --quiet -p calico-vni-planner --bench plan

@@ -3,10 +3,12 @@
 set -euo pipefail
 
 # program:package
-needs='ip:iproute2 nft:nftables ping:iputils-ping bird:bird vtysh:frr qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs
+needs='ip:iproute2 nft:nftables iptables:iptables faketime:faketime ping:iputils-ping bird:bird vtysh:frr qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs
 depmod:kmod unshare:util-linux cc:build-essential git:git sysctl:procps'
+# What `make kind-e2e` needs besides.
+[ -z "${KIND:-}" ] || needs="$needs podman:podman netavark:netavark aardvark-dns:aardvark-dns runc:runc conmon:conmon iptables:iptables"
 
-PATH=$PATH:/usr/sbin:/sbin:/usr/lib/frr
+PATH=$PATH:/usr/sbin:/sbin:/usr/lib/frr:/usr/lib/podman
 missing=() packages=()
 for need in $needs; do
 	command -v "${need%%:*}" >/dev/null || { missing+=("${need%%:*}"); packages+=("${need##*:}"); }
@@ -33,6 +35,9 @@ if [ ${#missing[@]} -gt 0 ]; then
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
 fi
+
+# kind mounts it into its nodes, also where the kernel has no modules.
+[ -z "${KIND:-}" ] || mkdir -p /lib/modules
 
 lacking=()
 command -v cargo >/dev/null || lacking+=("cargo (rustup, https://rustup.rs; the toolchain is pinned in rust-toolchain.toml)")

@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod calico;
+pub mod kind;
 pub mod lab;
 pub mod leaf;
 pub mod look;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use calico_vni_crds::calico::CalicoApi;
-use calico_vni_e2e::{nodes, run, scenarios, step, world::World};
+use calico_vni_e2e::{kind, nodes, run, scenarios, step, world::World};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -36,12 +36,14 @@ enum Work {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         argv: Vec<String>,
     },
-    /// Play all scenarios, or those whose names contain a text.
+    /// Play all scenarios, or those whose names contain one of these texts.
     Test {
-        /// Part of a scenario's name.
-        #[arg(default_value = "")]
-        filter: String,
+        /// Parts of scenarios' names. A few are played by their whole names alone.
+        names: Vec<String>,
     },
+    /// A kind cluster: what real kubelets can prove of chart and images.
+    #[command(subcommand)]
+    Kind(kind::Work),
     /// The node side; the lab starts it itself.
     #[command(hide = true)]
     Nodes(nodes::server::Options),
@@ -73,25 +75,28 @@ async fn run() -> Result<ExitCode> {
 }
 
 async fn work(work: Work) -> Result<ExitCode> {
-    let (filter, stay) = match work {
+    let (names, stay) = match work {
         Work::Nodes(options) => return nodes::server::run(options).await.map(|()| ExitCode::SUCCESS),
         Work::Down => return run::down().await.map(|()| ExitCode::SUCCESS),
         Work::Exec { netns, argv } => return run::exec(netns, argv).await.map(ExitCode::from),
+        Work::Kind(work) => {
+            provide_tls()?;
+            return kind::run(work).await;
+        }
         Work::Up => (None, true),
-        Work::Demo { stay } => (Some("demo".to_owned()), stay),
-        Work::Test { filter } => (Some(filter), false),
+        Work::Demo { stay } => (Some(vec!["demo".to_owned()]), stay),
+        Work::Test { names } => (Some(names), false),
     };
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
-        anyhow::bail!("another TLS provider was installed before");
-    }
+    let chosen = names.map(|names| scenarios::chosen(&names)).transpose()?;
+    provide_tls()?;
     let calico = match std::env::var("LAB_CALICO_API").as_deref() {
         Ok("v1") => CalicoApi::CrdV1,
         Ok("v3") | Err(_) => CalicoApi::V3,
         Ok(other) => anyhow::bail!("LAB_CALICO_API is `{other}`; it can be `v3` or `v1`"),
     };
     let mut world = World::start(calico).await?;
-    if let Some(filter) = filter {
-        scenarios::play(&mut world, &filter).await?;
+    if let Some(chosen) = chosen {
+        scenarios::play(&mut world, &chosen).await?;
     }
     if stay {
         world.tell_how_to_reach();
@@ -99,4 +104,11 @@ async fn work(work: Work) -> Result<ExitCode> {
     }
     world.stop().await?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn provide_tls() -> Result<()> {
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        anyhow::bail!("another TLS provider was installed before");
+    }
+    Ok(())
 }

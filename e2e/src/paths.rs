@@ -25,6 +25,11 @@ pub fn target(name: &str) -> Result<PathBuf> {
     Ok(directory)
 }
 
+/// Where Kubernetes' programs are: where `make kube` builds them, unless `KUBEBUILDER_ASSETS` names another directory.
+pub fn kube() -> Result<PathBuf> {
+    env::var_os("KUBEBUILDER_ASSETS").map_or_else(|| target("kube"), |directory| Ok(directory.into()))
+}
+
 /// Where our programs were built: beside this one, or, for a test, one directory up.
 pub fn programs() -> Result<PathBuf> {
     let this = env::current_exe().context("path of this program")?;

@@ -2,7 +2,7 @@
 //!
 //! The lab knows namespaces and wires; this knows who runs in them and how they find each other.
 
-use std::{collections::BTreeMap, fs, net::IpAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, net::IpAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use calico_vni_crds::calico::{CalicoApi, IpPool};
@@ -33,6 +33,9 @@ pub use tenants::Matrix;
 
 /// What a busy machine may take for what takes seconds.
 pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// What the API server refuses at once.
+pub const ADMISSION: &str = "deploy/admission.yaml";
 
 /// Port on every node's own loopback by which its agent reaches the controller.
 const CONTROLLER: u16 = 9443;
@@ -66,8 +69,7 @@ impl Drop for World {
 impl World {
     /// Starts everything. Tenants and their pools come later, by whoever plays a scenario.
     pub async fn start(calico: CalicoApi) -> Result<Self> {
-        let programs =
-            std::env::var_os("KUBEBUILDER_ASSETS").map_or_else(|| paths::target("kube"), |p| Ok(p.into()))?;
+        let programs = paths::kube()?;
         let directory = run::directory()?;
         let data = directory.join("api");
         let (lab, api) = try_join(Lab::start(&directory), ApiSide::start(&data, &programs)).await?;
@@ -105,6 +107,7 @@ impl World {
             self.apply_file(folder).await?;
         }
         self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=120s"]).await?;
+        self.apply_file(ADMISSION).await?;
         // The role is bound to the user that the controller is here, as it is to its service account in a cluster.
         let (role, user) =
             ("--clusterrole=calico-vni-controller", format!("--user={}", User::Controller.name()));
@@ -130,12 +133,7 @@ impl World {
 
     /// Starts the controller, as the user whose rights are those of `deploy/rbac.yaml`.
     pub async fn start_controller(&mut self) -> Result<()> {
-        let mut command = Local::new(program("calico-vni-controller")?);
-        command
-            .env("KUBECONFIG", self.api.kubeconfig(User::Controller))
-            .args(["--grpc-listen", &format!("127.0.0.1:{}", self.controller_port)])
-            .args(["--http-listen", "127.0.0.1:0"]);
-        self.controller = Process::start("controller", &command, self.api.dir())?;
+        self.controller = self.controller_at("controller", self.controller_port)?;
         let (port, controller) = (self.controller_port, &mut self.controller);
         wait::until("the controller to listen", Duration::from_mins(1), async || {
             controller.check().map_err(wait::hopeless)?;
@@ -144,6 +142,22 @@ impl World {
         .await?;
         step!("controller ready; its log: {}", self.controller.log().display());
         Ok(())
+    }
+
+    /// Starts another controller that knows nothing of the first. No agent dials it.
+    pub fn second_controller(&self) -> Result<Process> {
+        self.controller_at("second-controller", 0)
+    }
+
+    fn controller_at(&self, name: &'static str, port: u16) -> Result<Process> {
+        let mut command = Local::new(program("calico-vni-controller")?);
+        command.env("KUBECONFIG", self.api.kubeconfig(User::Controller)).args([
+            "--grpc-listen",
+            &format!("127.0.0.1:{port}"),
+            "--http-listen",
+            "127.0.0.1:0",
+        ]);
+        Process::start(name, &command, self.api.dir())
     }
 
     /// Kills the controller (SIGKILL).
@@ -208,11 +222,21 @@ impl World {
     /// Pods with an address of a pool and one of its twin `<pool>-v6`, `count` on every node, named
     /// `<tenant>-<node>-<letter>`. A tenant of `None` is the default pools.
     pub async fn add_pods(&mut self, pool: &str, tenant: Option<&str>, count: u8) -> Result<()> {
+        self.add_lettered_pods(pool, tenant, 'a'..=char::from(b'a' + count - 1)).await
+    }
+
+    /// The same with these letters, on every node one of each.
+    pub async fn add_lettered_pods(
+        &mut self,
+        pool: &str,
+        tenant: Option<&str>,
+        letters: RangeInclusive<char>,
+    ) -> Result<()> {
         let pools = self.pools_of_both_families(pool).await?;
         let short = tenant.unwrap_or("dflt");
         let (mut links, mut places) = (Vec::new(), Vec::new());
         for node in &self.lab.members {
-            for letter in (b'a'..).take(count.into()).map(char::from) {
+            for letter in letters.clone() {
                 let name = format!("{short}-{}-{letter}", node.name);
                 // Interface names have 15 characters at most.
                 let interface = format!("cali{}{letter}{}", &short[..short.len().min(4)], node.name);

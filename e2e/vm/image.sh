@@ -11,7 +11,7 @@ set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 
 # What the root file system is made of: the node's daemons and what a person wants when looking for a fault.
-packages=frr,bird,mount,iproute2,nftables,kmod,iputils-ping,procps,tcpdump,busybox-static,less
+packages=frr,bird,mount,iproute2,nftables,iptables,faketime,kmod,iputils-ping,procps,tcpdump,busybox-static,less
 
 # The initramfs needs these to reach the root file system.
 boot_modules='virtio_pci virtio_blk ext4'

@@ -7,9 +7,9 @@ use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
     task::AbortHandle,
-    time::{interval, sleep},
+    time::{Instant, interval, sleep},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     dial::{Dial, DialError},
@@ -21,11 +21,15 @@ use crate::{
     netlink::{Client, NetlinkError, events},
     netns::{Netns, NetnsError},
     node::{Node, NodeError},
-    notices::Watch,
+    notices::{Watch, of_sessions},
+    patience::Patience,
     reconcile::{Reconciler, Settings, look},
     report::{Health, Report},
     session::Session,
 };
+
+/// How long the controller may take to open a stream.
+const STREAM: Duration = Duration::from_mins(1);
 
 /// How often FRR is asked for its sessions.
 const HEALTH: Duration = Duration::from_secs(5);
@@ -114,6 +118,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let session = Session {
         node: options.node,
         dial: options.dial,
+        patience: STREAM,
         last_good,
         told: told_sender,
         report: report.clone(),
@@ -159,6 +164,7 @@ async fn follow_health(
     health: watch::Sender<Option<Health>>,
 ) {
     let mut tick = interval(HEALTH);
+    let (mut patience, mut heard) = (Patience::default(), Vec::new());
     loop {
         // After a result at once: who changes many nodes waits for how this one does with it.
         tokio::select! {
@@ -167,11 +173,26 @@ async fn follow_health(
         }
         let (told, report) = (told.borrow().clone(), report.borrow_and_update().clone());
         let Some(config) = &told.config else { continue };
-        let (notices, drops) = (watch.notices(&told, &report).await, watch.drops(&told).await);
-        let sessions = frr.sessions(&config.value).await;
-        let frr_running = sessions.is_ok();
-        let sessions = sessions.unwrap_or_default();
-        health.send_replace(Some(Health { frr_running, sessions, notices, drops, since: report.config }));
+        let (mut notices, drops) = (watch.notices(&told, &report).await, watch.drops(&told).await);
+        let now = Instant::now();
+        // What FRR has said before the result says nothing of how it does with it.
+        let mut since = None;
+        match frr.sessions(&config.value).await {
+            Ok(sessions) => {
+                patience.hear(now);
+                heard = sessions;
+                since = report.config;
+            }
+            Err(error) if patience.is_over(now) => {
+                debug!(%error, "FRR counts as down");
+                heard.clear();
+                since = report.config;
+            }
+            Err(error) => debug!(%error, "FRR is given time"),
+        }
+        let (frr_running, sessions) = (!patience.is_over(now), heard.clone());
+        notices.extend(of_sessions(&config.value, &sessions));
+        health.send_replace(Some(Health { frr_running, sessions, notices, drops, since }));
     }
 }
 

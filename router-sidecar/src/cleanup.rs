@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use calico_vni_proto::model::Guard;
 use tracing::warn;
 
 use crate::{
@@ -10,7 +11,7 @@ use crate::{
     files,
     frr_link::FrrLink,
     frr_port::Frr,
-    last_good::LastGood,
+    last_good::{LastGood, Told},
     lock::{LOCK_FILE, Lock},
     netns::{Netns, NetnsError},
     node::{LOADED_FILE, Node, NodeError, Platform},
@@ -47,6 +48,24 @@ pub enum CleanupError {
     /// What failed.
     #[error("left on the node:\n{}", .0.join("\n"))]
     Left(Vec<String>),
+}
+
+/// Whether the node carries nothing, and no pool of the cluster has to be guarded: the controller said so. Where nothing
+/// was heard, or what was heard is lost, what stands may be somebody's.
+pub fn is_idle(told: &Told) -> bool {
+    let carries_nothing = told.config.as_ref().is_some_and(|held| held.value.underlay.is_none());
+    let no_pools = |guard: &Guard| guard.tenants.is_empty() && guard.quarantined.is_empty();
+    carries_nothing && told.guard.as_ref().is_none_or(|held| no_pools(&held.value))
+}
+
+/// Cleans up if the node is idle, and says whether it was. Whoever uninstalls then has nothing left to do on the nodes; whoever
+/// only replaces the agent's pod gets the router's namespace made again by the next one.
+pub async fn run_if_idle(node: &str, options: Options) -> Result<bool, CleanupError> {
+    let idle = is_idle(&LastGood::for_a_look(&options.state_dir).load(node));
+    if idle {
+        run(options).await?;
+    }
+    Ok(idle)
 }
 
 /// Cleans up. Without a router's namespace only the host's part is looked at, in a namespace that lives for that long.
@@ -95,4 +114,48 @@ async fn remove_all(platform: &impl Platform, frr: &impl Frr) -> Result<(), Clea
     } else {
         reasons
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use calico_vni_proto::{
+        codec::Digest,
+        model::{GuardTenant, NodeConfig},
+    };
+
+    use super::*;
+    use crate::last_good::Held;
+
+    fn held<T>(value: T) -> Held<T> {
+        Held { digest: Digest::of(b""), value }
+    }
+
+    #[test]
+    fn a_node_is_idle_only_when_the_controller_said_so() {
+        let empty = NodeConfig { node: "n1".into(), underlay: None, tenants: Vec::new() };
+        let told = Told { guard: Some(held(Guard::default())), config: Some(held(empty)) };
+        assert!(is_idle(&told));
+        assert!(is_idle(&Told { guard: None, ..told.clone() }));
+
+        assert!(!is_idle(&Told::default()), "nothing was heard");
+        assert!(!is_idle(&Told { config: None, ..told.clone() }), "of the node nothing was heard");
+        let red =
+            GuardTenant { name: "red".into(), vni: 1001, pools: vec!["10.200.0.0/16".parse().unwrap()] };
+        let guarded = Guard { tenants: vec![red], ..Guard::default() };
+        assert!(
+            !is_idle(&Told { guard: Some(held(guarded)), ..told.clone() }),
+            "another node's pool is guarded here"
+        );
+        let quarantine = Guard { quarantined: vec!["10.1.0.0/16".parse().unwrap()], ..Guard::default() };
+        assert!(!is_idle(&Told { guard: Some(held(quarantine)), ..told }), "a quarantine would end");
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_not_idle_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let [router_netns, frr_dir, state_dir] = ["netns", "frr", "state"].map(|name| dir.path().join(name));
+        let options = Options { router_netns, frr_dir, state_dir };
+        assert!(!run_if_idle("n1", options).await.unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "not even the lock was taken");
+    }
 }

@@ -14,19 +14,22 @@ use crate::{
     observe::Observed,
     op::Op,
     rules::change::changes,
-    state::{Address, Kind, LOOPBACK, Link, LinkChange, NetState, Space, Target, vni_of_link},
+    state::{Address, Kind, LOOPBACK, Link, LinkChange, NetState, Route, Space, Target, vni_of_link},
 };
 
 /// The changes that make `observed` as `desired`, in the order in which they have to be made.
 pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Op> {
     let mut ops = Vec::new();
     guard(&mut ops, desired, observed);
+    // Before all that can fail: without its last resort a table passes on what it does not know, in the host's namespace
+    // to main.
+    ops.extend(last_resorts_missing(Space::Host, &desired.host, &observed.host));
 
     let gone = Gone::new(desired, observed);
     let (last_resorts, routes): (Vec<_>, Vec<_>) =
         routes_away(Space::Host, &desired.host, &observed.host, &gone)
             .into_iter()
-            .partition(|op| matches!(op, Op::RouteDelete(_, route) if route.target == Target::Unreachable));
+            .partition(|op| matches!(op, Op::RouteDelete(_, route) if is_last_resort(route)));
     ops.extend(routes);
     addresses_away(&mut ops, Space::Host, &desired.host, &observed.host, &gone);
     ops.extend(gone.host.iter().map(|name| Op::LinkDelete(Space::Host, name.clone())));
@@ -129,6 +132,15 @@ fn device_of(target: &Target) -> Option<&String> {
         Target::Via { dev, .. } => Some(dev),
         _ => None,
     }
+}
+
+fn is_last_resort(route: &Route) -> bool {
+    route.target == Target::Unreachable
+}
+
+fn last_resorts_missing(space: Space, desired: &NetState, observed: &NetState) -> Vec<Op> {
+    let missing = desired.routes.difference(&observed.routes).filter(|route| is_last_resort(route));
+    missing.cloned().map(|route| Op::RouteAdd(space, route)).collect()
 }
 
 fn routes_away(space: Space, desired: &NetState, observed: &NetState, gone: &Gone) -> Vec<Op> {
@@ -249,18 +261,14 @@ fn arrive(ops: &mut Vec<Op>, space: Space, desired: &Desired, observed: &Observe
 
     let already = |op: &Op| space == Space::Router && op.vni().is_none();
     sysctls(ops, space, wanted, &seen, |op| !already(op));
-    // Before all that can fail: without its last resort a table passes on what it does not know.
-    let (last_resorts, routes): (Vec<_>, Vec<_>) = wanted
-        .routes
-        .difference(&seen.routes)
-        .cloned()
-        .partition(|route| route.target == Target::Unreachable);
-    ops.extend(last_resorts.into_iter().map(|route| Op::RouteAdd(space, route)));
+    if space == Space::Router {
+        ops.extend(last_resorts_missing(space, wanted, &seen));
+    }
     let (first, later): (Vec<_>, Vec<_>) =
         wanted.addresses.difference(&seen.addresses).cloned().partition(|address| address.dev == LOOPBACK);
     ops.extend(first.into_iter().chain(later).map(|address| Op::AddressAdd(space, address)));
     // Throws before the way out: no packet leaves by a table that is not complete.
-    let (ways_out, others): (Vec<_>, Vec<_>) =
-        routes.into_iter().partition(|route| device_of(&route.target).is_some());
+    let routes = wanted.routes.difference(&seen.routes).filter(|route| !is_last_resort(route)).cloned();
+    let (ways_out, others): (Vec<_>, Vec<_>) = routes.partition(|route| device_of(&route.target).is_some());
     ops.extend(others.into_iter().chain(ways_out).map(|route| Op::RouteAdd(space, route)));
 }

@@ -1,7 +1,13 @@
 //! [`crate::frr`] behind [`crate::frr_port`]: bounds how long a daemon that hangs is waited for, and keeps zebra's idea
 //! of the addresses in its namespace right.
 
-use std::{collections::BTreeSet, future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use calico_vni_proto::{model::NodeConfig, names, wire};
 use ipnet::IpNet;
@@ -21,8 +27,9 @@ use crate::{
     state::{Space, vni_of_link},
 };
 
-/// How long a look at FRR is waited for. Guard and rules wait for it, too.
-const LOOK: Duration = Duration::from_secs(5);
+/// How long a look at FRR is waited for, which a bgpd with hundreds of VRFs may take when it is busy. Guard and rules wait
+/// for it, too, but once: until it has ended, FRR is not asked again.
+const LOOK: Duration = Duration::from_secs(20);
 
 /// How long a change is waited for, which is longer than FRR takes for a thousand tenants when nothing else runs. One
 /// that takes longer is not broken off: it goes on, and FRR is left alone until it has ended.
@@ -31,6 +38,10 @@ const WRITE: Duration = Duration::from_secs(10);
 /// How long zebra may take to hear what the kernel has told it, and how often it is asked.
 const HEAR: Duration = Duration::from_secs(2);
 const ASK: Duration = Duration::from_millis(20);
+
+/// How long zebra may call an L3VNI down whose VRF is there: what the kernel tells of a new tenant's devices comes one after
+/// the other.
+const DOWN: Duration = Duration::from_secs(2);
 
 /// FRR's daemons of this node.
 #[derive(Debug)]
@@ -54,6 +65,8 @@ struct Router {
     driver: Driver,
     /// Absent where FRR is only asked or cleared away.
     kernel: Option<Client>,
+    /// Since when zebra calls L3VNIs down whose VRF is there.
+    down: std::sync::Mutex<BTreeMap<u32, Instant>>,
 }
 
 /// One change.
@@ -63,6 +76,8 @@ enum Step {
     Write(frr::Op),
     /// An address that the kernel has and zebra does not know of, with its device.
     Announce(Announcement, String),
+    /// An L3VNI that zebra does not take up again by itself.
+    Rejoin(u32),
     /// The files with which the daemons start again.
     Save,
 }
@@ -75,6 +90,10 @@ impl Step {
                 vni: vni_of_link(Space::Router, dev),
                 what: format!("frr: announce to zebra {} of {dev}", address.net),
             },
+            Self::Rejoin(vni) => Change {
+                vni: Some(*vni),
+                what: format!("frr: have zebra look for the devices of VNI {vni} again"),
+            },
             Self::Save => {
                 Change { vni: None, what: "frr: save what the daemons start again with".to_owned() }
             }
@@ -85,14 +104,14 @@ impl Step {
 impl FrrLink {
     /// The daemons whose sockets are in this directory.
     pub fn new(dir: PathBuf) -> Self {
-        let router = Arc::new(Router { driver: Driver::new(dir), kernel: None });
+        let router = Arc::new(Router::new(Driver::new(dir), None));
         Self { router, planned: Mutex::default(), busy: Mutex::default(), patience: WRITE }
     }
 
     /// The same daemons, together with what the kernel has in their namespace.
     #[must_use]
     pub fn routing_in(self, kernel: Client) -> Self {
-        let router = Router { driver: self.router.driver.clone(), kernel: Some(kernel) };
+        let router = Router::new(self.router.driver.clone(), Some(kernel));
         Self { router: Arc::new(router), ..self }
     }
 
@@ -128,6 +147,10 @@ impl FrrLink {
 }
 
 impl Router {
+    fn new(driver: Driver, kernel: Option<Client>) -> Self {
+        Self { driver, kernel, down: std::sync::Mutex::default() }
+    }
+
     async fn plan(&self, config: &NodeConfig) -> Result<Vec<Step>, String> {
         let observed = self.driver.observe().await.map_err(|e| e.to_string())?;
         let ops = frr::diff(&frr::render(config, observed.version), &observed);
@@ -139,7 +162,19 @@ impl Router {
         if observed.version.forgets_addresses() {
             steps.extend(self.unheard().await?);
         }
+        steps.extend(self.long_down(&observed.down).into_iter().map(Step::Rejoin));
         Ok(steps)
+    }
+
+    /// Of those that are down, the ones that have been for a while. FRR 8.4 stays so when a VRF goes and comes back.
+    fn long_down(&self, down: &BTreeSet<u32>) -> Vec<u32> {
+        let now = Instant::now();
+        let mut since = self.down.lock().expect("nothing panics while it holds the times");
+        since.retain(|vni, _| down.contains(vni));
+        for vni in down {
+            since.entry(*vni).or_insert(now);
+        }
+        since.iter().filter(|(_, since)| now.duration_since(**since) >= DOWN).map(|(vni, _)| *vni).collect()
     }
 
     /// What zebra does not know of. Without its address a link's neighbours are out of reach for it, for ever.
@@ -163,7 +198,7 @@ impl Router {
             .iter()
             .filter_map(|step| match step {
                 Step::Write(op) => Some(op.clone()),
-                Step::Announce(..) | Step::Save => None,
+                Step::Announce(..) | Step::Rejoin(_) | Step::Save => None,
             })
             .collect();
         let mut written = match self.driver.apply(&ops).await {
@@ -178,6 +213,7 @@ impl Router {
             outcomes.push(match step {
                 Step::Write(_) => written.next().unwrap_or_else(|| Err("FRR gave no result for it".into())),
                 Step::Announce(address, _) => self.announce(address).await,
+                Step::Rejoin(vni) => self.driver.rejoin(*vni).await.map_err(|e| e.to_string()),
                 Step::Save => self.driver.save().await.map_err(|e| e.to_string()),
             });
         }
@@ -249,6 +285,7 @@ fn to_wire(session: &SessionState, config: &NodeConfig) -> wire::Session {
         established: session.established,
         uptime_seconds: session.uptime.as_secs(),
         prefixes_received: session.prefixes_received,
+        state: session.state.clone(),
     }
 }
 
@@ -271,8 +308,8 @@ mod tests {
         let frr = FrrLink::new(dir.path().to_owned());
         let began = Instant::now();
         let error = frr.plan(&config(vec![])).await.unwrap_err();
-        assert!(error.to_string().contains("longer than 5 s"), "{error}");
-        assert!(began.elapsed() <= Duration::from_secs(6), "{:?}", began.elapsed());
+        assert!(error.to_string().contains("longer than 20 s"), "{error}");
+        assert!(began.elapsed() <= Duration::from_secs(21), "{:?}", began.elapsed());
 
         let began = Instant::now();
         let error = frr.plan(&config(vec![])).await.unwrap_err();
@@ -313,6 +350,6 @@ mod tests {
         let _bgpd = UnixListener::bind(dir.path().join("bgpd.vty")).unwrap();
         let frr = FrrLink::new(dir.path().to_owned());
         let error = frr.sessions(&config(vec![])).await.unwrap_err();
-        assert!(error.to_string().contains("within 5 s"), "{error}");
+        assert!(error.to_string().contains("within 20 s"), "{error}");
     }
 }

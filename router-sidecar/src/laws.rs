@@ -283,6 +283,7 @@ fn a_new_tenant_comes_in_order() {
     };
     let order = [
         "guard load",
+        "host: route add unreachable 0.0.0.0/0",
         "frr: set 1001",
         "uplink eth1",
         "link add vrf1001",
@@ -292,7 +293,6 @@ fn a_new_tenant_comes_in_order() {
         "router: route add unreachable 0.0.0.0/0",
         "router: address add 169.254.192.3/31 dev h1001",
         "host: link set cv1001",
-        "host: route add unreachable 0.0.0.0/0",
         "host: route add 0.0.0.0/0 via",
         "host: rules of IPv4 for 1 pools",
     ];

@@ -28,6 +28,7 @@ pub mod node;
 pub mod notices;
 pub mod observe;
 pub mod op;
+pub mod patience;
 pub mod reconcile;
 pub mod report;
 pub mod rules;

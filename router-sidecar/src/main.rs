@@ -16,6 +16,7 @@ use calico_vni_router::{
     supervisor,
 };
 use clap::{Args, Parser, Subcommand};
+use tracing::info;
 use tracing_subscriber::EnvFilter;
 
 /// The router sidecar of calico-vni: keeps one node's VRFs, routes, rules, guard and FRR as the controller wants them.
@@ -99,6 +100,16 @@ struct Places {
     state_dir: PathBuf,
 }
 
+impl Places {
+    fn cleanup(&self) -> cleanup::Options {
+        cleanup::Options {
+            router_netns: self.netns.router_netns.clone(),
+            frr_dir: self.frr_dir.clone(),
+            state_dir: self.state_dir.clone(),
+        }
+    }
+}
+
 #[derive(Args)]
 struct Run {
     /// Kubernetes name of this node.
@@ -125,6 +136,10 @@ struct Run {
     /// Seconds after which everything is looked at again though nothing was told.
     #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
     resync: u64,
+    /// When stopped while this node carries nothing and the cluster has no pools of tenants: does what `cleanup` does. For
+    /// pods, which are gone when nodes are to be cleaned; `init` has to run before the next start.
+    #[arg(long)]
+    cleanup_when_idle: bool,
     /// Prints what would be done, from the configuration taken last, and does nothing.
     #[arg(long)]
     #[allow(clippy::struct_field_names, reason = "the name of the option")]
@@ -176,8 +191,9 @@ async fn serve(command: Command) -> anyhow::Result<ExitCode> {
                 places,
                 http_listen,
                 resync,
-                dry_run,
+                ..
             } = run;
+            let leaving = run.cleanup_when_idle.then(|| (node.clone(), places.cleanup()));
             let options = agent::Options {
                 node,
                 dial: Dial { controller, ca_file, token_file, controller_name },
@@ -187,10 +203,15 @@ async fn serve(command: Command) -> anyhow::Result<ExitCode> {
                 http_listen,
                 settings: Settings { resync: Duration::from_secs(resync), ..Settings::default() },
             };
-            if dry_run {
+            if run.dry_run {
                 agent::dry_run(&options).await?;
-            } else {
-                agent::run(options).await?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            agent::run(options).await?;
+            if let Some((node, places)) = leaving
+                && cleanup::run_if_idle(&node, places).await?
+            {
+                info!(node, "nothing was carried here: all of ours was taken off the node");
             }
         }
         Command::Show { node, places } => {
@@ -204,8 +225,7 @@ async fn serve(command: Command) -> anyhow::Result<ExitCode> {
             return Ok(if in_step { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Command::Cleanup { places } => {
-            let Places { netns, frr_dir, state_dir } = places;
-            cleanup::run(cleanup::Options { router_netns: netns.router_netns, frr_dir, state_dir }).await?;
+            cleanup::run(places.cleanup()).await?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -153,6 +153,21 @@ fn of_services(ruleset: &Ruleset) -> Vec<wire::Notice> {
     refused.map(|(service, address)| notice("", "ServiceInsidePool", message(service, *address))).collect()
 }
 
+/// Sessions that FRR holds down since more came over them than `maxPrefixes` allows.
+pub fn of_sessions(config: &NodeConfig, sessions: &[wire::Session]) -> Vec<wire::Notice> {
+    let of = |session: &wire::Session| {
+        let closed = session.state.contains("PfxCt");
+        let tenant = config.tenants.iter().find(|tenant| closed && tenant.name == session.tenant)?;
+        let message = format!(
+            "BIRD announced more than {} prefixes, so its session with {} was closed and the tenant's routes of this node \
+             are gone: raise the Tenant's spec.maxPrefixes, or find what announces them; FRR tries again every minute",
+            tenant.max_prefixes, session.peer
+        );
+        Some(notice(&tenant.name, "MaxPrefixes", message))
+    };
+    sessions.iter().filter_map(of).collect()
+}
+
 /// A kernel without VRF devices refuses to make one.
 fn of_report(report: &Report) -> Option<wire::Notice> {
     let refused = |error: &String| error.contains("type vrf") && error.contains("not supported");
@@ -214,6 +229,23 @@ mod tests {
         seen.links.insert("cali1".into(), 1450);
         seen.ipv6_off = Some("it is off");
         assert_eq!(reasons(&of_node(&config, &seen)), [("", "IPVS"), ("red", "IPv6Disabled")]);
+    }
+
+    #[test]
+    fn a_session_with_too_many_prefixes_is_told_for_its_tenant() {
+        let config = config(vec![tenant("red", 1001, &["10.200.0.0/16"])]);
+        let session = |tenant: &str, state: &str| wire::Session {
+            tenant: tenant.into(),
+            peer: "169.254.192.2".into(),
+            state: state.into(),
+            ..Default::default()
+        };
+        let told = |sessions: &[wire::Session]| of_sessions(&config, sessions);
+        assert_eq!(told(&[session("red", "Active"), session("", "Idle (PfxCt)")]), []);
+        let notices = told(&[session("red", "Idle (PfxCt)")]);
+        assert_eq!(reasons(&notices), [("red", "MaxPrefixes")]);
+        let most = config.tenants[0].max_prefixes.to_string();
+        assert!(notices[0].message.contains(&most) && notices[0].message.contains("spec.maxPrefixes"));
     }
 
     #[test]

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use calico_vni_proto::{codec::Digest, model::NodeConfig};
+use calico_vni_proto::{
+    codec::Digest,
+    model::{NodeConfig, Tenant},
+};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep, sleep_until},
@@ -27,6 +30,7 @@ use crate::{
     node::{NodeError, Platform},
     observe::Observed,
     op::Op,
+    patience::Patience,
     report::{Report, TenantReport},
 };
 
@@ -140,13 +144,19 @@ impl Reasons {
 }
 
 /// How the tenants stand after a round: those for which something is still missing have an error. What failed is named
-/// before what is only missing, since it may be why.
-fn judge(desired: &Desired, observed: &Observed, left: &[Op], reasons: &Reasons) -> Vec<TenantReport> {
+/// before what is only missing, since it may be why. A silent FRR is no error of those that it is trusted to carry.
+fn judge(
+    desired: &Desired,
+    observed: &Observed,
+    left: &[Op],
+    reasons: &Reasons,
+    trusted: impl Fn(&Tenant) -> bool,
+) -> Vec<TenantReport> {
     let missing = |vni: Option<u32>| {
         left.iter().find(|op| op.vni() == vni).map(|op| format!("{}: not done yet", op.headline()))
     };
-    let of_node = reasons.node.clone().or_else(|| observed.frr_error.clone());
     let node_missing = missing(None);
+    let of_frr = |tenant: &Tenant| observed.frr_error.clone().filter(|_| !trusted(tenant));
     desired
         .config
         .tenants
@@ -155,7 +165,8 @@ fn judge(desired: &Desired, observed: &Observed, left: &[Op], reasons: &Reasons)
             name: tenant.name.clone(),
             vni: tenant.vni,
             error: (reasons.tenants.get(&tenant.vni).cloned())
-                .or_else(|| of_node.clone())
+                .or_else(|| reasons.node.clone())
+                .or_else(|| of_frr(tenant))
                 .or_else(|| missing(Some(tenant.vni)))
                 .or_else(|| node_missing.clone())
                 .or_else(|| desired.steering.refused.get(&tenant.vni).cloned()),
@@ -180,6 +191,9 @@ pub struct Reconciler<P, F> {
     backoff: Backoff,
     reasons: Reasons,
     digests: (Option<Digest>, Option<Digest>),
+    /// What FRR carried when it last answered, by VNI.
+    carried: BTreeMap<u32, Tenant>,
+    patience: Patience,
     /// Why the node could not be read in the last round; said once, not in every round.
     unreadable: Option<String>,
 }
@@ -204,6 +218,8 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
             backoff: Backoff::default(),
             reasons: Reasons::default(),
             digests: (None, None),
+            carried: BTreeMap::new(),
+            patience: Patience::default(),
             unreadable: None,
         }
     }
@@ -263,7 +279,15 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
         let waits = |op: &Op| self.backoff.waits(&op.to_string(), now);
         let (look, outcome) = settle(look, &self.platform, &self.frr, &self.metrics, waits).await?;
         self.reasons.update(&look.ops, &outcome);
-        let tenants = judge(&look.desired, &look.observed, &look.ops, &self.reasons);
+        let patient = !self.patience.is_over(now);
+        let trusted = |tenant: &Tenant| patient && self.carried.get(&tenant.vni) == Some(tenant);
+        let tenants = judge(&look.desired, &look.observed, &look.ops, &self.reasons, trusted);
+        if look.observed.frr_error.is_none() {
+            self.patience.hear(now);
+            let fine = |tenant: &&Tenant| tenants.iter().any(|t| t.vni == tenant.vni && t.error.is_none());
+            let carried = look.desired.config.tenants.iter().filter(fine);
+            self.carried = carried.map(|tenant| (tenant.vni, tenant.clone())).collect();
+        }
         self.backoff.settle(look.ops.iter().map(ToString::to_string), now);
         debug!(left = look.ops.len(), "round done");
         Ok(tenants)

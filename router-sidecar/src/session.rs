@@ -12,9 +12,10 @@ use calico_vni_proto::{
 use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -25,6 +26,9 @@ use crate::{
 
 /// Shortest and longest pause before dialling again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// Longest where a controller answered that it does not lead. Behind a Service the next one to be reached may well be the
+/// leader, which half a minute's pauses would find late.
+const NEXT_CONTROLLER: Duration = Duration::from_secs(5);
 /// How often it is sent though nothing changed.
 const HEALTH_AT_LEAST: Duration = Duration::from_secs(30);
 /// Octets of the longest message taken: a guard of 100,000 pools has about 4 MB.
@@ -38,6 +42,9 @@ pub struct Session {
     pub node: String,
     /// How the controller is reached.
     pub dial: Dial,
+    /// How long a stream may take to be opened: a controller that has just started lets agents wait until it knows the
+    /// cluster. Connections have been seen that neither open a stream nor break.
+    pub patience: Duration,
     /// Where what was taken is kept.
     pub last_good: LastGood,
     /// Where what was taken goes.
@@ -62,6 +69,16 @@ pub enum SessionError {
     /// The controller closed it.
     #[error("the controller closed the stream")]
     Closed,
+    /// Neither a stream nor a refusal.
+    #[error("the controller opened no stream within {} s", .0.as_secs())]
+    Silent(Duration),
+}
+
+impl SessionError {
+    /// Whether a controller answered that lives and does not lead.
+    fn is_standby(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.code() == tonic::Code::Unavailable)
+    }
 }
 
 impl Session {
@@ -74,15 +91,14 @@ impl Session {
             self.connected.send_replace(false);
             // A stream that lived past the longest pause was a good one.
             failures = if began.elapsed() > PAUSE.1 { 0 } else { failures.saturating_add(1) };
-            let pause = pause(failures, jitter(&self.node, failures));
+            let longest = if error.is_standby() { NEXT_CONTROLLER } else { PAUSE.1 };
+            let pause = pause(failures, longest, jitter(&self.node, failures));
             warn!(node = self.node, controller = self.dial.controller, %error, ?pause, "dialling the controller again");
             sleep(pause).await;
         }
     }
 
     async fn once(&mut self) -> Result<std::convert::Infallible, SessionError> {
-        let mut client =
-            RouterClient::new(self.dial.connect().await?).max_decoding_message_size(LONGEST_MESSAGE);
         let (to_controller, queue) = mpsc::channel(QUEUE);
         let say = |message| {
             let to_controller = &to_controller;
@@ -92,11 +108,8 @@ impl Session {
             }
         };
         say(from_agent::Message::Hello(self.hello())).await?;
-        let mut request = tonic::Request::new(ReceiverStream::new(queue));
-        if let Some(authorization) = self.dial.authorization().await? {
-            request.metadata_mut().insert("authorization", authorization);
-        }
-        let mut stream = client.sync(request).await.map_err(Box::new)?.into_inner();
+        let opened = timeout(self.patience, self.open(queue)).await;
+        let mut stream = opened.map_err(|_| SessionError::Silent(self.patience))??;
         info!(node = self.node, controller = self.dial.controller, "connected to the controller");
         self.connected.send_replace(true);
 
@@ -136,6 +149,20 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// A new connection, and the stream on it.
+    async fn open(
+        &self,
+        queue: mpsc::Receiver<wire::FromAgent>,
+    ) -> Result<Streaming<wire::FromController>, SessionError> {
+        let channel = self.dial.connect().await?;
+        let mut client = RouterClient::new(channel).max_decoding_message_size(LONGEST_MESSAGE);
+        let mut request = tonic::Request::new(ReceiverStream::new(queue));
+        if let Some(authorization) = self.dial.authorization().await? {
+            request.metadata_mut().insert("authorization", authorization);
+        }
+        Ok(client.sync(request).await.map_err(Box::new)?.into_inner())
     }
 
     fn hello(&self) -> wire::Hello {
@@ -205,8 +232,8 @@ impl Session {
 
 /// Anything between the shortest pause and one that doubles with each failure (full jitter): agents that lost their
 /// controller together do not come back together. `share` is between 0 and 1.
-fn pause(failures: u32, share: f64) -> Duration {
-    let longest = PAUSE.0.saturating_mul(2u32.saturating_pow(failures)).min(PAUSE.1);
+fn pause(failures: u32, longest: Duration, share: f64) -> Duration {
+    let longest = PAUSE.0.saturating_mul(2u32.saturating_pow(failures)).min(longest);
     PAUSE.0 + (longest.saturating_sub(PAUSE.0)).mul_f64(share)
 }
 
@@ -225,12 +252,21 @@ mod tests {
     #[test]
     fn pauses_stay_between_their_bounds() {
         for failures in 0..40 {
-            assert_eq!(pause(failures, 0.0), PAUSE.0);
-            assert!(pause(failures, 1.0) <= PAUSE.1);
+            assert_eq!(pause(failures, PAUSE.1, 0.0), PAUSE.0);
+            assert!(pause(failures, PAUSE.1, 1.0) <= PAUSE.1);
+            assert!(pause(failures, NEXT_CONTROLLER, 1.0) <= NEXT_CONTROLLER);
         }
-        assert_eq!(pause(2, 1.0), Duration::from_millis(800));
-        assert_eq!(pause(20, 1.0), PAUSE.1);
+        assert_eq!(pause(2, PAUSE.1, 1.0), Duration::from_millis(800));
+        assert_eq!(pause(20, PAUSE.1, 1.0), PAUSE.1);
         let (one, two) = (jitter("n1", 1), jitter("n2", 1));
         assert!((0.0..=1.0).contains(&one) && (0.0..=1.0).contains(&two));
+    }
+
+    #[test]
+    fn only_a_controller_that_stands_by_is_dialled_again_soon() {
+        let refused = |status| SessionError::from(Box::new(status));
+        assert!(refused(tonic::Status::unavailable("standby; another leads")).is_standby());
+        assert!(!refused(tonic::Status::unauthenticated("no token")).is_standby());
+        assert!(!SessionError::Closed.is_standby());
     }
 }

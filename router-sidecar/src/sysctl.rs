@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    sync::LazyLock,
 };
 
 use crate::netns::{Netns, NetnsError};
@@ -24,8 +25,14 @@ pub enum SysctlError {
     },
 }
 
+/// Where the node's own are mounted in a container, whose `/proc/sys` is read-only. In either place a file is that of
+/// the network namespace from which it is opened.
+const MOUNTED: &str = "/host/proc/sys";
+
 fn file(path: &str) -> PathBuf {
-    Path::new("/proc/sys").join(path)
+    static ROOT: LazyLock<&Path> =
+        LazyLock::new(|| Path::new(if Path::new(MOUNTED).exists() { MOUNTED } else { "/proc/sys" }));
+    ROOT.join(path)
 }
 
 /// Values of those that are there; a device's switches come and go with it. One that the kernel has not at all, IPv6's

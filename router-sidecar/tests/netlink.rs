@@ -272,7 +272,7 @@ async fn an_edited_guard_is_noticed_and_its_counters_survive() {
         "flush chain inet calico-vni forward",
         "flush table inet calico-vni",
         "delete table inet calico-vni",
-        "insert rule inet calico-vni to-1001 accept",
+        "insert rule inet calico-vni to accept",
     ] {
         assert!(node.guard_stands(&desired).await.unwrap(), "before {edit}");
         spaces.run(0, "nft", edit);

@@ -107,7 +107,8 @@ fn batch(netns: &str, flags: &[&str], lines: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// `count` pools of each family with tables of their own; those from `apart` on lie far from the others.
+/// `count` pools of each family, every fourth of them in the table of the one before it and the others in tables of their
+/// own; those from `apart` on lie far from the others.
 fn pools(count: u32, apart: u32) -> Steering {
     let pool = |n: u32| -> [IpNet; 2] {
         let (far, short) = (u32::from(n >= apart), n % 3);
@@ -118,7 +119,8 @@ fn pools(count: u32, apart: u32) -> Steering {
             Ipv6Net::new_assert(Ipv6Addr::from_bits(v6), u8::try_from(60 - short).unwrap()).into(),
         ]
     };
-    let pools = (0..count).flat_map(|n| pool(n).map(|pool| (pool, BASE + n)));
+    let table = |n: u32| BASE + n - u32::from(n % 4 == 3);
+    let pools = (0..count).flat_map(|n| pool(n).map(|pool| (pool, table(n))));
     Steering { pools: pools.collect(), refused: BTreeMap::new() }
 }
 

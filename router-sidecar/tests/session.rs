@@ -106,6 +106,7 @@ fn agent(controller: SocketAddr) -> Agent {
             token_file: None,
             controller_name: String::new(),
         },
+        patience: Duration::from_secs(3),
         last_good,
         told: told_sender,
         report: report_receiver,
@@ -216,6 +217,29 @@ async fn health_is_sent_when_it_changes() {
     agent.health.send_replace(Some(Health { frr_running: true, ..Health::default() }));
     let from_agent::Message::Health(second) = stream.next().await else { panic!("no health") };
     assert!(second.frr_running);
+}
+
+/// The connection lives, pings and all, and no stream comes of it.
+#[tokio::test]
+async fn a_controller_that_opens_no_stream_is_given_up() {
+    struct Mute(mpsc::Sender<()>);
+    #[tonic::async_trait]
+    impl Router for Mute {
+        type SyncStream = ReceiverStream<Result<FromController, Status>>;
+        async fn sync(&self, _: Request<Streaming<FromAgent>>) -> Result<Response<Self::SyncStream>, Status> {
+            self.0.send(()).await.map_err(|_| Status::unavailable("the test is over"))?;
+            std::future::pending().await
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let _agent = agent(listener.local_addr().unwrap());
+    let (sender, mut asked) = mpsc::channel(8);
+    let server = Server::builder().add_service(RouterServer::new(Mute(sender)));
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    for time in ["first", "second"] {
+        let dialled = timeout(Duration::from_secs(30), asked.recv()).await;
+        dialled.unwrap_or_else(|_| panic!("the agent did not dial a {time} time")).unwrap();
+    }
 }
 
 #[tokio::test]

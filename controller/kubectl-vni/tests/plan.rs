@@ -1,37 +1,16 @@
 //! The program itself, on manifests. `UPDATE_GOLDEN=1` writes `golden/*/plan.txt` anew.
 
+mod support;
+
 use std::{
     env, fs,
-    io::Write,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
 };
+
+use support::{World, run, stderr, stdout};
 
 fn golden(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
-}
-
-fn run(arguments: &[&str], stdin: &str) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_kubectl-vni"))
-        .args(arguments)
-        // Nobody's cluster is asked by accident.
-        .env("KUBECONFIG", "/nonexistent")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // It may have refused its arguments and gone before it read this.
-    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
-    child.wait_with_output().unwrap()
-}
-
-fn stdout(output: &Output) -> &str {
-    std::str::from_utf8(&output.stdout).unwrap()
-}
-
-fn stderr(output: &Output) -> &str {
-    std::str::from_utf8(&output.stderr).unwrap()
 }
 
 #[test]
@@ -78,6 +57,65 @@ fn yaml_is_the_plan() {
 }
 
 #[test]
+fn json_is_the_same_plan_and_holds_what_changes() {
+    let file = golden("fine").join("input.yaml");
+    let [json, yaml] =
+        ["json", "yaml"].map(|format| run(&["plan", "-o", format, "-f", file.to_str().unwrap()], ""));
+    let plan: serde_json::Value = serde_json::from_str(stdout(&json)).unwrap();
+    let same: serde_json::Value = serde_yaml::from_str(stdout(&yaml)).unwrap();
+    assert_eq!(plan, same);
+    let objects: Vec<&str> =
+        plan["changes"].as_array().unwrap().iter().map(|c| c["object"].as_str().unwrap()).collect();
+    assert!(objects.contains(&"BGPPeer calico-vni-vni-1001"), "{objects:?}");
+    assert!(plan["changes"][0]["before"].is_null() && plan["changes"][0]["after"].is_object());
+}
+
+#[test]
+fn a_cluster_at_rest_changes_in_nothing_and_a_new_pool_in_what_follows_from_it() {
+    let rest = run(&["plan", "-f", "-"], &World::well().text());
+    assert!(
+        stdout(&rest).contains("\nCHANGES (- as it stands, + as it comes to be)\n  none\n"),
+        "{}",
+        stdout(&rest)
+    );
+    let pool = serde_json::json!({
+        "apiVersion": "projectcalico.org/v3", "kind": "IPPool",
+        "metadata": { "name": "more", "annotations": { "calico-vni.io/tenant": "blue" } },
+        "spec": { "cidr": "10.202.0.0/16", "natOutgoing": false },
+    });
+    let changed = run(&["plan", "-f", "-", "-o", "json"], &World::well().with(&[pool]).text());
+    let plan: serde_json::Value = serde_json::from_str(stdout(&changed)).unwrap();
+    let changes = plan["changes"].as_array().unwrap();
+    let objects: Vec<&str> = changes.iter().map(|change| change["object"].as_str().unwrap()).collect();
+    assert_eq!(objects, ["BGPFilter calico-vni-blue", "Tenant blue"]);
+    assert_eq!(changes[1]["before"]["pools"], serde_json::json!({ "blue": "accepted" }));
+    assert_eq!(changes[1]["after"]["pools"], serde_json::json!({ "blue": "accepted", "more": "accepted" }));
+}
+
+#[test]
+fn a_folder_is_all_its_manifests() {
+    let (file, folder) = (golden("fine").join("input.yaml"), golden("fine"));
+    let by_folder = run(&["plan", "-f", folder.to_str().unwrap()], "");
+    assert_eq!(by_folder.stdout, run(&["plan", "-f", file.to_str().unwrap()], "").stdout);
+    assert!(!by_folder.stdout.is_empty());
+}
+
+#[test]
+fn completion_answers_as_kubectl_asks() {
+    let output = run(&["__complete", "plan", "--output", ""], "");
+    assert_eq!(
+        stdout(&output),
+        "table\tFor people: tables and sentences\njson\tFor programs\nyaml\tFor programs, and to read\n:4\n"
+    );
+    assert_eq!(stdout(&run(&["__complete", "plan", "--filename", ""], "")), ":0\n");
+    // No cluster is no error.
+    assert_eq!(stdout(&run(&["__complete", "completion", "ba"], "")), "bash\n:4\n");
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(stdout(&run(&["completion", shell], "")).contains("kubectl-vni"), "{shell}");
+    }
+}
+
+#[test]
 fn what_cannot_be_answered_is_told() {
     for (arguments, stdin, said) in [
         (&["plan", "-f", "nowhere.yaml"][..], "", "nowhere.yaml: No such file"),
@@ -88,8 +126,9 @@ fn what_cannot_be_answered_is_told() {
             "Tenant `red`",
         ),
         (&["plan", "-f", "-"], "a: [", "-: "),
-        (&["plan", "-o", "table", "-f", "-"], "", "invalid value 'table'"),
-        (&["plan", "-f", "-", "--context", "x"], "", "cannot be used with"),
+        (&["plan", "-o", "wide", "-f", "-"], "", "invalid value 'wide'"),
+        (&["plan", "-f", "tests/golden"], "", "tests/golden: there is no .yaml, .yml or .json file in it"),
+        (&["plan", "--cluster", "-f", "-"], "", "/nonexistent"),
         (&["plan"], "", "/nonexistent"),
         (&[], "", "Usage: kubectl vni <COMMAND>"),
     ] {

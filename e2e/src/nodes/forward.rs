@@ -15,7 +15,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net,
     sync::watch,
-    task::{AbortHandle, JoinSet},
+    task::{JoinHandle, JoinSet},
     time::sleep,
 };
 
@@ -27,7 +27,7 @@ pub struct Forwarders(Mutex<BTreeMap<String, Forwarder>>);
 
 struct Forwarder {
     health: watch::Sender<Health>,
-    task: AbortHandle,
+    task: JoinHandle<()>,
 }
 
 impl Drop for Forwarder {
@@ -39,11 +39,15 @@ impl Drop for Forwarder {
 impl Forwarders {
     /// Starts one, or replaces the one of that name.
     pub async fn start(&self, name: &str, netns: &str, listen: SocketAddr, to: SocketAddr) -> Result<()> {
-        // The old one has to let go of its address first.
-        self.lock().remove(name);
+        let replaced = self.lock().remove(name);
+        if let Some(mut old) = replaced {
+            old.task.abort();
+            // It has let go of its address only when it has ended. Its outcome is that it was ended.
+            drop((&mut old.task).await);
+        }
         let listener = bind(netns, listen).await?;
         let (health, watched) = watch::channel(Health::Healthy);
-        let task = tokio::spawn(accept(listener, to, watched)).abort_handle();
+        let task = tokio::spawn(accept(listener, to, watched));
         self.lock().insert(name.to_owned(), Forwarder { health, task });
         Ok(())
     }

@@ -25,8 +25,11 @@ use super::{
     protocol::{Flow, FlowResult},
 };
 
-/// How long packets that are under way at the end still count.
-const GRACE: Duration = Duration::from_millis(500);
+/// Packets that are under way at the end still count, until none has come for so long.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// How long they count at most: a flow whose packets go on arriving by themselves is no reason to wait for ever.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// Sets of flows by name.
 #[derive(Default)]
@@ -92,8 +95,16 @@ impl Steadies {
         let steady = self.lock().remove(name).with_context(|| format!("no flows are named {name}"))?;
         steady.sender.abort();
         let ended = Instant::now();
-        sleep(GRACE).await;
-        steady.capture.catch_up();
+        let mut seen = 0;
+        while ended.elapsed() < GRACE {
+            sleep(QUIET).await;
+            steady.capture.catch_up();
+            let now = lock(&steady.counts).packets();
+            if now == seen {
+                break;
+            }
+            seen = now;
+        }
         Ok(lock(&steady.counts).results(ended))
     }
 
@@ -182,6 +193,11 @@ impl Counts {
             }
             _ => {}
         }
+    }
+
+    /// All that came in so far.
+    fn packets(&self) -> u64 {
+        self.flows.iter().map(|count| count.result.arrived + count.result.answered).sum()
     }
 
     fn results(&mut self, now: Instant) -> Vec<FlowResult> {

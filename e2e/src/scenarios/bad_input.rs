@@ -2,11 +2,17 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{controller_gone::owned_versions, demo::all_cells};
-use crate::{look, step, wait, world::World};
+use crate::{
+    look, step, wait,
+    world::{ADMISSION, World},
+};
+
+/// Reason of an annotation that is no VNI.
+const INVALID_VNI: &str = "InvalidVNI";
 
 /// How long the controller may take to tell.
 const TOLD: Duration = Duration::from_secs(30);
@@ -22,12 +28,12 @@ struct Mistake {
 }
 
 const MISTAKES: [Mistake; 7] = [
-    mistake("VNI of 0", ("calico-vni.io/vni", "0"), "InvalidVNI", &["calico-vni.io/vni", "`0`", "16777215"]),
-    mistake("VNI above 24 bits", ("calico-vni.io/vni", "16777216"), "InvalidVNI", &["16777216", "16777215"]),
+    mistake("VNI of 0", ("calico-vni.io/vni", "0"), INVALID_VNI, &["calico-vni.io/vni", "`0`", "16777215"]),
+    mistake("VNI above 24 bits", ("calico-vni.io/vni", "16777216"), INVALID_VNI, &["16777216", "16777215"]),
     mistake(
         "VNI that is no number",
         ("calico-vni.io/vni", "abc"),
-        "InvalidVNI",
+        INVALID_VNI,
         &["calico-vni.io/vni", "abc"],
     ),
     mistake("VNI with two tenants", ("calico-vni.io/tenant", "thief"), "TenantNotAccepted", &["thief"]),
@@ -67,6 +73,11 @@ pub async fn play(world: &mut World) -> Result<()> {
         Ok(seen)
     });
     step!("two tenants of one VNI: {}", conflict.await?);
+    for mistake in MISTAKES.iter().filter(|mistake| mistake.reason == INVALID_VNI) {
+        refused(world, mistake).await.with_context(|| mistake.what)?;
+    }
+    // A cluster need not have the policies; then it is told all the same.
+    world.kubectl(&["delete", "validatingadmissionpolicybinding", "calico-vni-pool-annotations"]).await?;
     for mistake in &MISTAKES {
         told(world, mistake).await.with_context(|| mistake.what)?;
         ensure!(
@@ -76,6 +87,7 @@ pub async fn play(world: &mut World) -> Result<()> {
         );
         ensure!(configurations(world).await? == configs, "{}: FRR's configuration changed", mistake.what);
     }
+    world.apply_file(ADMISSION).await?;
     world.kubectl(&["delete", "tenant", "thief"]).await?;
     for (node, was) in sessions {
         let is =
@@ -86,12 +98,36 @@ pub async fn play(world: &mut World) -> Result<()> {
     all_cells(world, &["red", "blue"]).await
 }
 
+impl Mistake {
+    fn pool(&self, world: &World) -> Value {
+        let mode = if self.encapsulated { "Always" } else { "Never" };
+        let spec = json!({ "cidr": self.cidr, "vxlanMode": mode, "ipipMode": "Never", "natOutgoing": false });
+        let mut pool = world.manifest("IPPool", "bad", &spec);
+        pool["metadata"]["annotations"] = json!({ self.annotation.0: self.annotation.1 });
+        pool
+    }
+}
+
+/// The API server does not take it. A policy is heard of a moment after it was applied, so the pool may get in at first.
+async fn refused(world: &World, mistake: &Mistake) -> Result<()> {
+    let message = wait::until("the API server to refuse the pool", TOLD, async || {
+        let Err(error) = world.apply(&mistake.pool(world)).await else {
+            world.kubectl(&["delete", &world.resource("ippools"), "bad"]).await?;
+            bail!("it was taken")
+        };
+        Ok(format!("{error:#}"))
+    })
+    .await?;
+    for word in [mistake.annotation.0, mistake.annotation.1, "16777215"] {
+        ensure!(message.contains(word), "`{word}` is not in: {message}");
+    }
+    step!("{}: refused at once", mistake.what);
+    Ok(())
+}
+
 async fn told(world: &World, mistake: &Mistake) -> Result<()> {
-    let mode = if mistake.encapsulated { "Always" } else { "Never" };
-    let spec = json!({ "cidr": mistake.cidr, "vxlanMode": mode, "ipipMode": "Never", "natOutgoing": false });
-    let mut pool = world.manifest("IPPool", "bad", &spec);
-    pool["metadata"]["annotations"] = json!({ mistake.annotation.0: mistake.annotation.1 });
-    world.apply(&pool).await?;
+    // It may be a moment until the API server has heard that the policy no longer holds.
+    wait::until("the pool to be taken", TOLD, async || world.apply(&mistake.pool(world)).await).await?;
     let message = wait::until("the pool to be told", TOLD, async || {
         let entry = status_of_pool(world, "bad").await?;
         ensure!(entry["accepted"] == false && entry["reason"] == mistake.reason, "{entry}");
@@ -125,7 +161,7 @@ async fn status_of_pool(world: &World, pool: &str) -> Result<Value> {
             }
         }
     }
-    anyhow::bail!("nobody says anything of pool {pool}")
+    bail!("nobody says anything of pool {pool}")
 }
 
 /// Fails unless there is a warning of that reason on the object.

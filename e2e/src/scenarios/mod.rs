@@ -8,13 +8,19 @@ use anyhow::{Result, bail};
 use crate::{step, world::World};
 
 pub mod bad_input;
+pub mod chaos;
 pub mod cleanup;
 pub mod controller_gone;
 pub mod demo;
+pub mod doctor;
 pub mod drift;
 pub mod many_vrfs;
 pub mod matrix;
+pub mod mtu;
+pub mod node_services;
+pub mod quick_start;
 pub mod second_tenant;
+pub mod services;
 pub mod spoofing;
 pub mod transitions;
 pub mod withdraw;
@@ -32,7 +38,7 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which they can be played: the others stand on what the first one makes.
-pub const ALL: [Scenario; 12] = [
+pub static ALL: [Scenario; 18] = [
     Scenario {
         name: "demo",
         shows: "an annotated pool and a Tenant become VRFs; tenants reach their own and nobody else",
@@ -42,6 +48,11 @@ pub const ALL: [Scenario; 12] = [
         name: "withdraw",
         shows: "without the annotation live pods stay, then nothing remains; with it again all is back",
         play: |world| Box::pin(withdraw::play(world)),
+    },
+    Scenario {
+        name: "quick_start",
+        shows: "README.md's quick start, word by word",
+        play: |world| Box::pin(quick_start::play(world)),
     },
     Scenario {
         name: "second_tenant",
@@ -54,6 +65,21 @@ pub const ALL: [Scenario; 12] = [
         play: |world| Box::pin(matrix::play(world)),
     },
     Scenario {
+        name: "services",
+        shows: "a tenant's pods reach a Service that it names wherever its endpoints go; nobody else does",
+        play: |world| Box::pin(services::play(world)),
+    },
+    Scenario {
+        name: "node_services",
+        shows: "by a Service a tenant's pods reach each other; by a node's port nobody outside reaches them",
+        play: |world| Box::pin(node_services::play(world)),
+    },
+    Scenario {
+        name: "mtu",
+        shows: "a tenant carries what the fabric carries less the tunnel's headers, and senders learn how much that is",
+        play: |world| Box::pin(mtu::play(world)),
+    },
+    Scenario {
         name: "spoofing",
         shows: "nobody passes for a tenant: not by a source address, a tunnel packet or a route",
         play: |world| Box::pin(spoofing::play(world)),
@@ -62,6 +88,11 @@ pub const ALL: [Scenario; 12] = [
         name: "transitions",
         shows: "forbidden stays forbidden while agents die, tenants come and rules are flushed",
         play: |world| Box::pin(transitions::play(world)),
+    },
+    Scenario {
+        name: "chaos",
+        shows: "permitted flows lose nothing, whatever becomes of controller, API server and agents",
+        play: |world| Box::pin(chaos::play(world)),
     },
     Scenario {
         name: "bad_input",
@@ -84,6 +115,11 @@ pub const ALL: [Scenario; 12] = [
         play: |world| Box::pin(transitions::vrf_deleted(world)),
     },
     Scenario {
+        name: "doctor",
+        shows: "each of many broken situations is found by `kubectl vni doctor`, with its cause and remedy and nothing else",
+        play: |world| Box::pin(doctor::play(world)),
+    },
+    Scenario {
         name: "controller_gone",
         shows: "without the controller nothing moves, and a new one changes nothing",
         play: |world| Box::pin(controller_gone::play(world)),
@@ -95,21 +131,32 @@ pub const ALL: [Scenario; 12] = [
     },
 ];
 
-/// Scenarios that are played only when their whole name is asked for: the first takes an emulated machine many minutes, and
-/// in the second FRR 8.4 does not take up the new VRF's tunnel yet (docs/architecture.md, "Known gaps").
-const BY_NAME: [&str; 2] = ["many_vrfs", "vrf_deleted"];
+/// Scenarios that are played only when their whole name is asked for: they take an emulated machine many minutes.
+const BY_NAME: [&str; 3] = ["many_vrfs", "chaos", "doctor"];
 
-/// Plays the first and those whose names contain `filter`, one after the other, and says how each went.
-pub async fn play(world: &mut World, filter: &str) -> Result<()> {
-    let asked = |name: &str| name == filter || (name.contains(filter) && !BY_NAME.contains(&name));
-    let chosen: Vec<&Scenario> = ALL.iter().filter(|s| s.name == ALL[0].name || asked(s.name)).collect();
-    if !ALL.iter().any(|s| s.name.contains(filter)) {
-        let names: Vec<_> = ALL.iter().map(|s| s.name).collect();
-        bail!("no scenario is named like `{filter}`; there are {}", names.join(", "));
+/// The first, and those whose names contain one of `names`; without any, all that are not played by name alone.
+pub fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>> {
+    let plays = |name: &str, scenario: &Scenario| {
+        scenario.name == name || (scenario.name.contains(name) && !BY_NAME.contains(&scenario.name))
+    };
+    for name in names {
+        if !ALL.iter().any(|scenario| plays(name, scenario)) {
+            let all: Vec<_> = ALL.iter().map(|s| s.name).collect();
+            bail!("no scenario is named like `{name}`; there are {}", all.join(", "));
+        }
     }
+    let asked = |scenario: &Scenario| match names {
+        [] => plays("", scenario),
+        names => names.iter().any(|name| plays(name, scenario)),
+    };
+    Ok(ALL.iter().filter(|s| s.name == ALL[0].name || asked(s)).collect())
+}
+
+/// Plays these one after the other, and says how each went.
+pub async fn play(world: &mut World, chosen: &[&Scenario]) -> Result<()> {
     let mut failed = Vec::new();
     let mut passed = 0;
-    for Scenario { name, shows, play } in chosen {
+    for &Scenario { name, shows, play } in chosen.iter().copied() {
         let started = Instant::now();
         step!("{name}: {shows}");
         let outcome = match play(world).await {
@@ -126,13 +173,18 @@ pub async fn play(world: &mut World, filter: &str) -> Result<()> {
                 step!("{name}: FAILED after {seconds:.1} s: {error:#}");
                 let folder = world.keep_evidence(name).await?;
                 step!("{name}: logs and state of everything are in {}", folder.display());
-                failed.push(*name);
+                failed.push((name, error));
             }
         }
     }
+    // Told again where a reader of a long log looks first.
+    for (name, error) in &failed {
+        println!("{name} FAILED: {error:#}");
+    }
     println!("{passed} passed, {} failed", failed.len());
     if !failed.is_empty() {
-        bail!("failed: {}", failed.join(", "));
+        let names: Vec<&str> = failed.iter().map(|&(name, _)| name).collect();
+        bail!("failed: {}", names.join(", "));
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! A tenant that comes later never resets the sessions of those that are there.
+//! A tenant that comes later never resets the sessions of those that are there; it has two pools of each family, whose
+//! pods reach each other on the node and across.
 
 use std::time::Instant;
 
@@ -9,7 +10,12 @@ use super::demo::{all_cells, route_at_leaf};
 use crate::{look, step, world::World};
 
 /// Pools of tenant green.
-pub const GREEN: [(&str, &str); 2] = [("green", "10.202.0.0/16"), ("green-v6", "fd00:202::/64")];
+pub const GREEN: [(&str, &str); 4] = [
+    ("green", "10.202.0.0/16"),
+    ("green-v6", "fd00:202::/64"),
+    ("green-more", "10.212.0.0/16"),
+    ("green-more-v6", "fd00:212::/64"),
+];
 
 /// Adds green and compares red's and blue's sessions before and after.
 pub async fn play(world: &mut World) -> Result<()> {
@@ -44,7 +50,7 @@ pub async fn play(world: &mut World) -> Result<()> {
     all_cells(world, &["red", "blue", "green"]).await
 }
 
-/// Makes tenant green with a pod on every node, unless it is there, and waits for its routes at the leaf.
+/// Makes tenant green with a pod of each pool on every node, unless it is there, and waits for its routes at the leaf.
 pub async fn add_green(world: &mut World, started: Instant) -> Result<()> {
     if world.tenant("vni-1003").await.is_ok() {
         return Ok(());
@@ -54,6 +60,7 @@ pub async fn add_green(world: &mut World, started: Instant) -> Result<()> {
     }
     world.annotate_pools(&GREEN.map(|(name, _)| name), VNI, "1003").await?;
     world.add_pods("green", Some("green"), 1).await?;
+    world.add_lettered_pods("green-more", Some("green"), 'b'..='b').await?;
     for (_, cidr) in GREEN {
         route_at_leaf(world, cidr.parse()?, started).await?;
     }

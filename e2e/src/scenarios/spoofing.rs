@@ -105,54 +105,67 @@ impl Shots {
     }
 }
 
-/// Packets in the named counters of our table in a namespace.
-async fn counters(world: &World, netns: &str) -> Result<BTreeMap<String, u64>> {
+/// A counter of ours: the kernel's handle, and its packets.
+type Counter = (u64, u64);
+
+/// The named counters of our table in a namespace.
+async fn counters(world: &World, netns: &str) -> Result<BTreeMap<String, Counter>> {
     let argv = ["nft", "-j", "list", "counters", "table", "inet", "calico-vni"];
-    read_counters(&world.lab.nodes().run(netns, &argv).await?)
+    with_handles(&world.lab.nodes().run(netns, &argv).await?)
 }
 
-fn read_counters(text: &str) -> Result<BTreeMap<String, u64>> {
+fn with_handles(text: &str) -> Result<BTreeMap<String, Counter>> {
     let list: Value = serde_json::from_str(text).context("nft's list of counters")?;
     let of = |item: &Value| {
         let counter = item.get("counter")?;
-        Some((counter["name"].as_str()?.to_owned(), counter["packets"].as_u64()?))
+        let numbers = (counter["handle"].as_u64()?, counter["packets"].as_u64()?);
+        Some((counter["name"].as_str()?.to_owned(), numbers))
     };
     Ok(list["nftables"].as_array().into_iter().flatten().filter_map(of).collect())
+}
+
+/// Packets by counter.
+fn read_counters(text: &str) -> Result<BTreeMap<String, u64>> {
+    Ok(with_handles(text)?.into_iter().map(|(name, (_, packets))| (name, packets)).collect())
 }
 
 /// By how much a counter of these namespaces has grown, all together.
 struct Growth<'a> {
     netns: Vec<&'a str>,
     counter: &'a str,
-    before: u64,
+    before: Counter,
 }
 
 impl<'a> Growth<'a> {
     async fn begin(world: &World, netns: &[&'a str], counter: &'a str) -> Result<Self> {
-        let mut growth = Self { netns: netns.to_vec(), counter, before: 0 };
+        let mut growth = Self { netns: netns.to_vec(), counter, before: (0, 0) };
         growth.before = growth.now(world).await?;
         Ok(growth)
     }
 
-    async fn now(&self, world: &World) -> Result<u64> {
-        let mut sum = 0;
+    /// The sum of the handles, which tells whether a guard was loaded anew, and that of the packets.
+    async fn now(&self, world: &World) -> Result<Counter> {
+        let mut sum = (0, 0);
         for netns in &self.netns {
             let counters = counters(world, netns).await?;
-            sum += counters
+            let (handle, packets) = counters
                 .get(self.counter)
                 .with_context(|| format!("{netns} has no counter {}: {counters:?}", self.counter))?;
+            sum = (sum.0 + handle, sum.1 + packets);
         }
         Ok(sum)
     }
 
     /// Each packet that must not arrive has to be counted.
     async fn at_least(&self, world: &World, packets: u64) -> Result<u64> {
-        let grown = self.now(world).await?.saturating_sub(self.before);
+        let now = self.now(world).await?;
+        let grown = now.1.saturating_sub(self.before.1);
         ensure!(
             grown >= packets,
-            "counter {} of {:?} grew by {grown}, not by {packets}",
+            "counter {} of {:?} grew by {grown}, not by {packets}{}",
             self.counter,
-            self.netns
+            self.netns,
+            if now.0 == self.before.0 { "" } else { "; the guard was loaded anew meanwhile" }
         );
         Ok(grown)
     }

@@ -17,6 +17,9 @@ use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, step, wait};
 pub mod image;
 pub mod vm;
 
+/// Name of Kubernetes' program that gives Services their addresses.
+pub const KUBE_PROXY: &str = "kube-proxy";
+
 /// Where programs of ours are found on the node side.
 #[derive(Clone, Debug)]
 pub struct Programs(PathBuf);
@@ -50,7 +53,7 @@ impl Mode {
 }
 
 /// Tries in a namespace that ends with the try.
-async fn kernel_has_vrf() -> Result<bool> {
+pub async fn kernel_has_vrf() -> Result<bool> {
     // Fails where the module is built in or absent; what counts is the device.
     drop(Command::new("modprobe").arg("vrf").stdout(Stdio::null()).stderr(Stdio::null()).status().await);
     let argv = ["--net", "ip", "link", "add", "lab-try", "type", "vrf", "table", "10"];
@@ -68,10 +71,14 @@ async fn kernel_has_vrf() -> Result<bool> {
 pub struct Site {
     /// Which way it is.
     pub mode: Mode,
+    /// Whether programs there run as fast as on this machine: not under emulation, where bounds on time mean nothing.
+    pub real_processor: bool,
     /// The node side.
     pub nodes: Nodes,
     /// Where our programs are there.
     pub programs: Programs,
+    /// Kubernetes' kube-proxy there.
+    pub kube_proxy: String,
     /// Calico's own confd there, where the environment names one.
     pub confd: Option<RealConfd>,
     /// The address by which the node side reaches this machine's loopback.
@@ -126,12 +133,24 @@ async fn native(directory: &Path) -> Result<Site> {
     step!("node side ready on this machine");
     let outside = Ipv4Addr::LOCALHOST.into();
     let confd = RealConfd::from_env().map_err(Error::msg)?;
-    Ok(Site { mode: Mode::Native, nodes, programs: Programs(programs), confd, outside, address, child })
+    let programs = Programs(programs);
+    let kube_proxy = paths::kube()?.join(KUBE_PROXY).to_string_lossy().into_owned();
+    Ok(Site {
+        mode: Mode::Native,
+        real_processor: true,
+        nodes,
+        programs,
+        kube_proxy,
+        confd,
+        outside,
+        address,
+        child,
+    })
 }
 
 /// A command for a program that the kernel kills when the lab's process goes, however that goes (prctl(2),
 /// PR_SET_PDEATHSIG). Dropping a child does it in all cases but the lab's own death by SIGKILL.
-fn dies_with_us(program: &str) -> Command {
+pub fn dies_with_us(program: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--", program]);
     command

@@ -13,9 +13,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Error, Result, bail, ensure};
-use tokio::{io::AsyncWriteExt as _, process::Command, time::timeout};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::Command,
+    time::timeout,
+};
 
-use super::{Mode, Programs, Site, alive, dies_with_us, free_ports, image};
+use super::{KUBE_PROXY, Mode, Programs, Site, alive, dies_with_us, free_ports, image};
 use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, step, wait};
 
 /// Programs of ours that run on nodes.
@@ -36,7 +40,7 @@ pub async fn start(directory: &Path) -> Result<Site> {
     let (disk, confd) = programs_disk(directory, &image.glibc).await?;
     let [port] = free_ports()?;
     let console = directory.join("console.log");
-    let kvm = kvm_works().await;
+    let kvm = kvm_works(&image.kernel).await;
     let mut qemu = dies_with_us("qemu-system-x86_64");
     // `max` under emulation offers more than it can do quickly; Westmere has what the kernel and glibc look for.
     let machine = if kvm { ["kvm", "host"] } else { ["tcg,thread=multi", "Westmere"] };
@@ -74,27 +78,62 @@ pub async fn start(directory: &Path) -> Result<Site> {
     nodes.own().await?;
     step!("node side ready in the virtual machine");
     let programs = Programs(PathBuf::from(MOUNTED));
-    Ok(Site { mode: Mode::Vm, nodes, programs, confd, outside: OUTSIDE.into(), address, child })
+    let outside = OUTSIDE.into();
+    let kube_proxy = programs.path(KUBE_PROXY);
+    Ok(Site {
+        mode: Mode::Vm,
+        real_processor: kvm,
+        nodes,
+        programs,
+        kube_proxy,
+        confd,
+        outside,
+        address,
+        child,
+    })
 }
 
-/// Whether a virtual processor starts on KVM. That the device opens proves little inside another virtual machine.
-async fn kvm_works() -> bool {
+/// Whether this kernel runs on KVM as far as its first words. Inside another virtual machine the device may open and the
+/// processor start, and yet nothing moves.
+async fn kvm_works(kernel: &Path) -> bool {
     if fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
         return false;
     }
     let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args(["-accel", "kvm", "-cpu", "host", "-nodefaults", "-display", "none", "-monitor", "stdio"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true);
+    qemu.args([
+        "-accel",
+        "kvm",
+        "-cpu",
+        "host",
+        "-m",
+        "512",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-no-reboot",
+    ])
+    .args(["-serial", "stdio", "-append", "console=ttyS0 earlyprintk=ttyS0 panic=-1", "-kernel"])
+    .arg(kernel)
+    .stdin(Stdio::null())
+    .stdout(Stdio::piped())
+    .stderr(Stdio::null())
+    .kill_on_drop(true);
     let Ok(mut child) = qemu.spawn() else { return false };
-    if let Some(mut monitor) = child.stdin.take() {
-        // A machine that is gone by now does not read it.
-        drop(monitor.write_all(b"quit\n").await);
-    }
-    timeout(Duration::from_secs(10), child.wait()).await.is_ok_and(|status| status.is_ok_and(|s| s.success()))
+    let Some(console) = child.stdout.take() else { return false };
+    let first_words = async {
+        let mut lines = BufReader::new(console).split(b'\n');
+        while let Ok(Some(line)) = lines.next_segment().await {
+            if line.windows(KERNEL_SPEAKS.len()).any(|part| part == KERNEL_SPEAKS) {
+                return true;
+            }
+        }
+        false
+    };
+    timeout(Duration::from_secs(15), first_words).await.unwrap_or(false)
 }
+
+/// How every kernel begins.
+const KERNEL_SPEAKS: &[u8] = b"Linux version ";
 
 /// Makes the file system with our programs, which the machine mounts at `/opt/lab`.
 async fn programs_disk(directory: &Path, glibc: &str) -> Result<(PathBuf, Option<RealConfd>)> {
@@ -119,6 +158,9 @@ async fn programs_disk(directory: &Path, glibc: &str) -> Result<(PathBuf, Option
         }
         size += fs::metadata(&copy).context("size of a program")?.size();
     }
+    let kube_proxy = paths::kube()?.join(KUBE_PROXY);
+    size += fs::copy(&kube_proxy, tree.join(KUBE_PROXY))
+        .with_context(|| format!("copy {}; `make kube` builds it", kube_proxy.display()))?;
     size += c_library(&built.join(PROGRAMS[0]), glibc, &tree).await?;
     let confd = confd_on_disk(&tree).await?;
     size += confd.as_ref().map_or(0, |(_, size)| *size);

@@ -6,13 +6,20 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
 
 use super::{CONTROLLER, PATIENCE, World, frr_dir, link};
 use crate::{
-    nodes::protocol::{Command, Output},
+    nodes::{
+        LOG_DIR,
+        protocol::{Command, Output},
+    },
     topology::Node,
     wait,
 };
+
+/// Shifts the clock of a program that is started with it (package faketime; Debian's path on x86-64).
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 
 /// A node's router, by its node.
 #[derive(Clone, Copy, Debug)]
@@ -75,9 +82,21 @@ impl Router<'_> {
         Ok(())
     }
 
-    /// Kills FRR's supervisor and the daemons with it (SIGKILL).
+    /// Kills FRR's supervisor and then its daemons (SIGKILL), which nothing else ends: they are to outlive a supervisor.
     pub async fn kill_frr(self, world: &World) -> Result<()> {
-        world.lab.nodes().kill(&self.frr_name()).await
+        let nodes = world.lab.nodes();
+        nodes.kill(&self.frr_name()).await?;
+        let running = async || nodes.run(&self.0.name, &["ip", "netns", "pids", &self.0.router()]).await;
+        let daemons = running().await?;
+        ensure!(!daemons.trim().is_empty(), "FRR's daemons on {} were not running", self.0.name);
+        let argv: Vec<&str> = ["kill", "-KILL"].into_iter().chain(daemons.split_whitespace()).collect();
+        nodes.run(&self.0.name, &argv).await?;
+        wait::until(&format!("FRR's daemons on {} to be gone", self.0.name), PATIENCE, async || {
+            let left = running().await?;
+            ensure!(left.trim().is_empty(), "processes {left}");
+            Ok(())
+        })
+        .await
     }
 
     /// A file in the agent's state directory.
@@ -98,10 +117,33 @@ impl Router<'_> {
 
     /// Starts the agent.
     pub async fn start_agent(self, world: &World) -> Result<()> {
+        self.start_agent_at(world, None).await
+    }
+
+    /// Starts it with a clock that differs by so much, in the words of faketime(1).
+    pub async fn start_agent_at(self, world: &World, offset: Option<&str>) -> Result<()> {
         let mut arguments = vec!["run".into(), "--node".into(), self.0.name.clone()];
         arguments.extend(["--controller".into(), format!("http://127.0.0.1:{CONTROLLER}")]);
         arguments.extend(self.places());
-        world.lab.nodes().spawn(&self.agent_name(), self.command(world, arguments)).await.map(drop)
+        let mut command = self.command(world, arguments);
+        if let Some(offset) = offset {
+            command.env.extend([("LD_PRELOAD".into(), FAKETIME.into()), ("FAKETIME".into(), offset.into())]);
+        }
+        world.lab.nodes().spawn(&self.agent_name(), command).await.map(drop)
+    }
+
+    /// Asks the agent to end (SIGTERM) and waits until it has.
+    pub async fn stop_agent(self, world: &World) -> Result<()> {
+        let (nodes, name) = (world.lab.nodes(), self.agent_name());
+        nodes.signal(&name, Signal::SIGTERM as i32).await?;
+        let code = nodes.wait(&name).await?;
+        ensure!(code == 0, "{name} ended with {code}");
+        Ok(())
+    }
+
+    /// What the agent has logged since the lab began.
+    pub async fn agent_log(self, world: &World) -> Result<String> {
+        world.lab.nodes().read(&format!("{LOG_DIR}/{}.log", self.agent_name())).await
     }
 
     /// Kills the agent (SIGKILL).

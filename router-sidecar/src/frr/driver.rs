@@ -173,6 +173,23 @@ impl Driver {
         Ok(true)
     }
 
+    /// Takes an L3VNI of ours out of its VRF and puts it in again, so that zebra looks for its devices. Its configuration is
+    /// afterwards as it was.
+    pub async fn rejoin(&self, vni: u32) -> Result<(), Error> {
+        let daemon = self.version().await?.vrf_owner();
+        let mut vty = self.open(daemon).await?;
+        let version: Version = ask(&mut vty, daemon, "show version").await?.parse()?;
+        for line in [format!("no vni {vni}"), format!("vni {vni}")] {
+            let lines = [format!("vrf {}", names::vrf(vni)), line, "exit-vrf".to_owned()];
+            let refusals =
+                batch::transaction(&mut vty, daemon, version, &[Part { op: 0, lines: &lines }]).await;
+            for (_, error) in refusals.map_err(|source| Error::Vty { daemon, source })? {
+                warn!(vni, %error, "FRR refused a line");
+            }
+        }
+        Ok(())
+    }
+
     /// Gives a management daemon that has just started what zebra's file says of VRFs.
     pub async fn load_vrfs(&self) -> Result<(), Error> {
         let daemon = Daemon::Mgmtd;

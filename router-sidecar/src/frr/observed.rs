@@ -19,6 +19,8 @@ pub struct Observed {
     pub config: Config,
     /// VNIs whose VRF has a device, so that FRR cannot forget its name.
     pub active: BTreeSet<u32>,
+    /// VNIs that zebra calls down though their VRF has a device.
+    pub down: BTreeSet<u32>,
     /// VNIs that zebra holds and a restarted management daemon does not know of.
     pub forgotten: BTreeSet<u32>,
 }
@@ -26,11 +28,22 @@ pub struct Observed {
 impl Observed {
     /// FRR as it is before anything was configured.
     pub fn nothing(version: Version) -> Self {
-        Self { version, config: Config::default(), active: BTreeSet::new(), forgotten: BTreeSet::new() }
+        Self {
+            version,
+            config: Config::default(),
+            active: BTreeSet::new(),
+            down: BTreeSet::new(),
+            forgotten: BTreeSet::new(),
+        }
     }
 
     /// What zebra carries counts, not what the management daemon believes.
     pub fn take_zebras_word(&mut self, l3vnis: &[L3Vni]) {
+        let is_down = |l3vni: &&L3Vni| {
+            let own = names::vni_of(&l3vni.vrf, "vrf") == Some(l3vni.vni);
+            own && l3vni.state == "Down" && self.active.contains(&l3vni.vni)
+        };
+        self.down = l3vnis.iter().filter(is_down).map(|l3vni| l3vni.vni).collect();
         for section in &mut self.config.tenants {
             let name = names::vrf(section.vni);
             let carried = l3vnis.iter().find(|l| l.vrf == name).map(|l| l.vni);

@@ -168,7 +168,7 @@ mod tests {
             r#"{{"nftables": [{{"metainfo": {{"version": "1.0.{handle}"}}}},
             {{"counter": {{"name": "tenant-red-1001", "handle": {handle}, "packets": {packets}, "bytes": 9}}}},
             {{"rule": {{"chain": "digest", "handle": {handle}, "comment": "abcd", "expr": [{{"return": null}}]}}}},
-            {{"map": {{"name": "to4", "elem": [["{pool}", {{"jump": {{"target": "to-1001"}}}}]]}}}}]}}"#
+            {{"map": {{"name": "to4", "elem": [["{pool}", {{"jump": {{"target": "to"}}}}]]}}}}]}}"#
         )
     }
 

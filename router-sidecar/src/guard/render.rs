@@ -1,9 +1,29 @@
 //! The guard as `nft` text. Pure.
 //!
-//! Traffic that is no tenant's costs a look-up by destination, one by source, and a comparison of the first letters of
-//! each interface's name. What a chain of a tenant does not `return` is counted for that tenant and dropped.
+//! The chains are the same for one tenant and for a thousand; whose is what stands in sets, so that replacing the guard
+//! costs what its elements cost. Traffic that is no tenant's costs a look-up by destination, one by source, and a
+//! comparison of the first letters of each interface's name. What a chain does not `return` is counted for its tenant
+//! and dropped.
+//!
+//! Sets and maps, each once for IPv4 and once for IPv6 where it holds addresses (P, Q: pools of one tenant on this node):
+//!
+//! ```text
+//! to, from    every tenant's pools, and quarantined prefixes: which chain they are led to
+//! count       the same: whose counter
+//! guarded     the same prefixes alone
+//! own         P . Q                        pods of one tenant
+//! links       link . P                     what a tenant's link carries
+//! asks        P . prefix                   what the tenant reaches outside of its VRF
+//! services    P . address . protocol . port
+//! open        prefix;  open-services: address . protocol . port: what some tenant reaches, on whichever node it is
+//! routers     link . router's end          who speaks BGP with the node
+//! here        the tenants' links on this node; count-links: whose counter
+//! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use calico_vni_proto::{
     model::{Endpoint, Protocol},
@@ -12,7 +32,7 @@ use calico_vni_proto::{
 use ipnet::IpNet;
 
 use super::{
-    Guarded, Local, Ruleset,
+    Ruleset,
     text::{Counts, Text},
 };
 
@@ -36,6 +56,9 @@ const SPOOFED: &str = "fib saddr . iif oif 0";
 /// What holds of a packet that comes from another node for a pod of this one.
 const BETWEEN_NODES: &str = "iifname != \"cali*\" iifname != \"cv*\" oifname \"cali*\"";
 
+/// How `nft` names each family's addresses, and the digit of its sets.
+const FAMILIES: [(&str, char); 2] = [("ip", '4'), ("ip6", '6')];
+
 /// Name of the counter of what is dropped for a tenant.
 pub fn counter_of(name: &str, vni: u32) -> String {
     let name: String = name.chars().take(NAME_LETTERS).collect();
@@ -49,204 +72,275 @@ pub fn render(ruleset: &Ruleset, digest: &str, counts: &BTreeMap<String, Counts>
     let of_tenants = ruleset.tenants.iter().map(|(vni, tenant)| counter_of(&tenant.name, *vni));
     text.counters(of_tenants.chain([COUNTER_QUARANTINED, COUNTER_NO_TENANT].map(str::to_owned)), counts);
     for v6 in [false, true] {
-        maps(&mut text, ruleset, v6);
+        of_all(&mut text, ruleset, v6);
+        of_local(&mut text, ruleset, v6);
+        open(&mut text, ruleset, v6);
     }
-    let local: Vec<u32> = ruleset.local().map(|(vni, _, _)| vni).collect();
-    for way in ["in", "out", "node"] {
-        let element = |vni: &u32| format!("\"{}\" : goto {way}-link-{vni}", names::host_link(*vni));
-        let elements: Vec<String> = local.iter().map(element).collect();
-        text.elements(&format!("map {way}-links"), "ifname : verdict", "", &elements);
+    links(&mut text, ruleset);
+    for (name, lines) in chains() {
+        text.chain(name, &lines);
     }
-    open_sets(&mut text, "", &ruleset.shared, &ruleset.services);
-    for (vni, tenant, here) in ruleset.local() {
-        for v6 in [false, true] {
-            let pools: Vec<String> = of_family(&tenant.pools, v6).map(ToString::to_string).collect();
-            text.elements(&format!("set pools{}-{vni}", digit(v6)), address_type(v6), "interval", &pools);
-        }
-        open_sets(&mut text, &format!("-{vni}"), &here.shared, &here.services);
-        chains(&mut text, vni, tenant, here);
-    }
-    common_chains(&mut text);
     text.chain("digest", &[format!("return comment \"{digest}\"")]);
     text.finish()
 }
 
-fn maps(text: &mut Text, ruleset: &Ruleset, v6: bool) {
+/// By prefix: every tenant's pools, and what is quarantined.
+fn of_all(text: &mut Text, ruleset: &Ruleset, v6: bool) {
     let (digit, address) = (digit(v6), address_type(v6));
-    for direction in ["to", "from"] {
-        let mut elements = Vec::new();
-        for (vni, tenant) in &ruleset.tenants {
-            let verdict = if tenant.local.is_some() {
-                format!("{direction}-{vni}")
-            } else {
-                format!("absent-{direction}")
-            };
-            elements.extend(of_family(&tenant.pools, v6).map(|net| format!("{net} : jump {verdict}")));
-        }
-        elements.extend(of_family(&ruleset.quarantined, v6).map(|net| format!("{net} : jump quarantined")));
-        let head = format!("map {direction}{digit}");
-        text.elements(&head, &format!("{address} : verdict"), "interval", &elements);
-    }
-    let (mut guarded, mut counters) = (Vec::new(), Vec::new());
-    let mut count = |nets: &[IpNet], counter: &str| {
-        for net in of_family(nets, v6) {
-            guarded.push(net.to_string());
-            counters.push(format!("{net} : \"{counter}\""));
-        }
-    };
+    let mut owners: Vec<(&IpNet, String)> = Vec::new();
     for (vni, tenant) in &ruleset.tenants {
-        count(&tenant.pools, &counter_of(&tenant.name, *vni));
+        owners.extend(of_family(&tenant.pools, v6).map(|net| (net, counter_of(&tenant.name, *vni))));
     }
-    count(&ruleset.quarantined, COUNTER_QUARANTINED);
+    let of_tenants = owners.len();
+    owners.extend(of_family(&ruleset.quarantined, v6).map(|net| (net, COUNTER_QUARANTINED.to_owned())));
+    for direction in ["to", "from"] {
+        let verdict = |(number, (net, _)): (usize, &(&IpNet, String))| {
+            let chain = if number < of_tenants { direction } else { "quarantined" };
+            format!("{net} : jump {chain}")
+        };
+        let elements: Vec<String> = owners.iter().enumerate().map(verdict).collect();
+        text.elements(
+            &format!("map {direction}{digit}"),
+            &format!("{address} : verdict"),
+            "interval",
+            &elements,
+        );
+    }
+    let counters: Vec<String> =
+        owners.iter().map(|(net, counter)| format!("{net} : \"{counter}\"")).collect();
     text.elements(&format!("map count{digit}"), &format!("{address} : counter"), "interval", &counters);
+    let guarded: Vec<String> = owners.iter().map(|(net, _)| net.to_string()).collect();
     text.elements(&format!("set guarded{digit}"), address, "interval", &guarded);
 }
 
-/// What may be reached outside the VRF: by prefix, and by address, protocol and port.
-fn open_sets(text: &mut Text, suffix: &str, shared: &[IpNet], services: &BTreeSet<Endpoint>) {
-    for v6 in [false, true] {
-        let (digit, address) = (digit(v6), address_type(v6));
-        let nets: Vec<String> = of_family(shared, v6).map(ToString::to_string).collect();
-        text.elements(&format!("set shared{digit}{suffix}"), address, "interval", &nets);
-        let endpoints: Vec<String> =
-            services.iter().filter(|endpoint| endpoint.address.is_ipv6() == v6).map(element).collect();
-        let of_type = format!("{address} . inet_proto . inet_service");
-        text.elements(&format!("set services{digit}{suffix}"), &of_type, "", &endpoints);
+/// What belongs to the tenants on this node, in pairs that begin with the tenant's own.
+fn of_local(text: &mut Text, ruleset: &Ruleset, v6: bool) {
+    let (digit, address) = (digit(v6), address_type(v6));
+    let [mut own, mut links, mut asks, mut services, mut routers] = [const { Vec::new() }; 5];
+    for (vni, tenant, here) in ruleset.local() {
+        let link = names::host_link(vni);
+        let router: IpAddr = if v6 { here.router_v6.into() } else { here.router_v4.into() };
+        routers.push(format!("\"{link}\" . {router}"));
+        for pool in of_family(&tenant.pools, v6) {
+            own.extend(of_family(&tenant.pools, v6).map(|other| format!("{pool} . {other}")));
+            links.push(format!("\"{link}\" . {pool}"));
+            asks.extend(of_family(&here.shared, v6).map(|net| format!("{pool} . {net}")));
+            services.extend(endpoints(&here.services, v6).map(|endpoint| format!("{pool} . {endpoint}")));
+        }
     }
-}
-
-fn element(endpoint: &Endpoint) -> String {
-    let protocol = match endpoint.protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-        Protocol::Sctp => "sctp",
+    let mut set = |name: &str, of_type: String, flags: &str, elements: &[String]| {
+        text.elements(&format!("set {name}{digit}"), &of_type, flags, elements);
     };
-    format!("{} . {protocol} . {}", endpoint.address, endpoint.port)
+    set("own", format!("{address} . {address}"), "interval", &own);
+    set("links", format!("ifname . {address}"), "interval", &links);
+    set("asks", format!("{address} . {address}"), "interval", &asks);
+    set("services", format!("{address} . {address} . inet_proto . inet_service"), "interval", &services);
+    set("routers", format!("ifname . {address}"), "", &routers);
 }
 
-/// Lets through what [`open_sets`] of the same suffix holds.
-fn opens(suffix: &str, verdict: &str) -> [String; 4] {
-    [
-        format!("ip daddr @shared4{suffix} {verdict}"),
-        format!("ip6 daddr @shared6{suffix} {verdict}"),
-        format!("ip daddr . meta l4proto . th dport @services4{suffix} {verdict}"),
-        format!("ip6 daddr . meta l4proto . th dport @services6{suffix} {verdict}"),
+/// What some tenant reaches outside of its VRF.
+fn open(text: &mut Text, ruleset: &Ruleset, v6: bool) {
+    let (digit, address) = (digit(v6), address_type(v6));
+    let nets: Vec<String> = of_family(&ruleset.shared, v6).map(ToString::to_string).collect();
+    text.elements(&format!("set open{digit}"), address, "interval", &nets);
+    let services: Vec<String> = endpoints(&ruleset.services, v6).collect();
+    let of_type = format!("{address} . inet_proto . inet_service");
+    text.elements(&format!("set open-services{digit}"), &of_type, "", &services);
+}
+
+fn endpoints(services: &BTreeSet<Endpoint>, v6: bool) -> impl Iterator<Item = String> {
+    services.iter().filter(move |endpoint| endpoint.address.is_ipv6() == v6).map(|endpoint| {
+        let protocol = match endpoint.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        };
+        format!("{} . {protocol} . {}", endpoint.address, endpoint.port)
+    })
+}
+
+/// The links of the tenants on this node.
+fn links(text: &mut Text, ruleset: &Ruleset) {
+    let (mut here, mut counters) = (Vec::new(), Vec::new());
+    for (vni, tenant, _) in ruleset.local() {
+        let link = names::host_link(vni);
+        counters.push(format!("\"{link}\" : \"{}\"", counter_of(&tenant.name, vni)));
+        here.push(format!("\"{link}\""));
+    }
+    text.elements("set here", "ifname", "", &here);
+    text.elements("map count-links", "ifname : counter", "", &counters);
+}
+
+/// The chains, each after those that it leads to.
+fn chains() -> Vec<(&'static str, Vec<String>)> {
+    vec![
+        ("quarantined", vec![format!("counter name \"{COUNTER_QUARANTINED}\" drop")]),
+        // Counted for whom the packet comes from, and for whom it is.
+        ("refused", counted(|ip, digit| format!("{ip} saddr map @count{digit}"))),
+        ("refused-to", counted(|ip, digit| format!("{ip} daddr map @count{digit}"))),
+        ("asked", asked()),
+        ("pod", pod()),
+        ("from", from()),
+        ("to", to()),
+        ("in-link", in_link()),
+        ("out-link", out_link()),
+        ("node-tenant", node_tenant()),
+        ("node-link", [vec!["iifname @here goto node-tenant".to_owned()], no_tenant("iifname")].concat()),
+        ("to-node", to_node()),
+        (
+            "forward",
+            lines([
+                "type filter hook forward priority filter - 10; policy accept;",
+                "iifname \"cv*\" jump in-link",
+                "oifname \"cv*\" jump out-link",
+                "ip daddr vmap @to4",
+                "ip6 daddr vmap @to6",
+                "ip saddr vmap @from4",
+                "ip6 saddr vmap @from6",
+            ]),
+        ),
+        (
+            "input",
+            lines([
+                "type filter hook input priority filter - 10; policy accept;",
+                "iifname \"cv*\" goto node-link",
+                "ip saddr @guarded4 goto to-node",
+                "ip6 saddr @guarded6 goto to-node",
+            ]),
+        ),
     ]
 }
 
-/// Lets answers of what [`open_sets`] of the same suffix holds through, and what ICMP has to say of the question. Who
-/// answers has to be open now: a connection may be older than the tenant's pool, or than what is shared.
-fn answers(condition: &str, suffix: &str) -> [String; 5] {
-    let answer = format!("{condition}ct direction reply ct state established");
-    [
-        format!("{answer},related ip saddr @shared4{suffix} return"),
-        format!("{answer},related ip6 saddr @shared6{suffix} return"),
-        format!("{answer} ip saddr . meta l4proto . th sport @services4{suffix} return"),
-        format!("{answer} ip6 saddr . meta l4proto . th sport @services6{suffix} return"),
-        format!("{condition}ct direction reply ct state related meta l4proto {{ icmp, icmpv6 }} return"),
-    ]
+fn lines<const N: usize>(lines: [&str; N]) -> Vec<String> {
+    lines.map(str::to_owned).into()
 }
 
-/// The chains of a tenant on this node.
-fn chains(text: &mut Text, vni: u32, tenant: &Guarded, here: &Local) {
-    let link = names::host_link(vni);
-    let count = format!("counter name \"{}\" drop", counter_of(&tenant.name, vni));
-    let chain = |text: &mut Text, name: &str, lines: &[String]| {
-        text.chain(&format!("{name}-{vni}"), &[lines, std::slice::from_ref(&count)].concat());
-    };
-    let pools = |condition: &str, field: &str| {
-        [4, 6].map(|v| {
-            let ip = if v == 4 { "ip" } else { "ip6" };
-            format!("{condition}{ip} {field} @pools{v}-{vni} return")
-        })
-    };
-    let from_pod = pools("iifname \"cali*\" ", "saddr");
-    let to_pod = pools("oifname \"cali*\" ", "daddr");
-    let by_link = |way: &str| format!("{way}ifname \"{link}\" return");
+/// One line for each family.
+fn each(line: impl Fn(&str, char) -> String) -> Vec<String> {
+    FAMILIES.map(|(ip, digit)| line(ip, digit)).into()
+}
 
+/// Counts and drops; a look-up that finds nothing ends its line, and the packet goes on to the next.
+fn counted(counter: impl Fn(&str, char) -> String) -> Vec<String> {
+    let mut lines = each(|ip, digit| format!("counter name {} drop", counter(ip, digit)));
+    lines.push("drop".to_owned());
+    lines
+}
+
+/// What some tenant reaches may be asked by its pods on other nodes.
+fn asked() -> Vec<String> {
+    let prefixes = each(|ip, digit| format!("{ip} daddr @open{digit} accept"));
+    let services =
+        each(|ip, digit| format!("{ip} daddr . meta l4proto . th dport @open-services{digit} accept"));
+    [prefixes, services].concat()
+}
+
+/// From a pod of a tenant on this node.
+fn pod() -> Vec<String> {
+    [
+        vec![format!("{SPOOFED} goto refused")],
+        each(|ip, digit| format!("oifname . {ip} saddr @links{digit} return")),
+        each(|ip, digit| format!("oifname \"cali*\" {ip} saddr . {ip} daddr @own{digit} return")),
+        // Another tenant's link is no way to what is shared.
+        vec!["oifname \"cv*\" goto refused".to_owned()],
+        each(|ip, digit| format!("{ip} saddr . {ip} daddr @asks{digit} return")),
+        each(|ip, digit| {
+            format!("{ip} saddr . {ip} daddr . meta l4proto . th dport @services{digit} return")
+        }),
+        vec!["goto refused".to_owned()],
+    ]
+    .concat()
+}
+
+/// From a tenant's pool: from its link, from a pod here, or from a pod elsewhere that asks what this node shares.
+fn from() -> Vec<String> {
+    [
+        each(|ip, digit| format!("iifname . {ip} saddr @links{digit} return")),
+        vec!["iifname \"cali*\" goto pod".to_owned(), format!("{BETWEEN_NODES} jump asked")],
+        each(|ip, digit| format!("{BETWEEN_NODES} {ip} saddr . {ip} daddr @asks{digit} return")),
+        vec!["goto refused".to_owned()],
+    ]
+    .concat()
+}
+
+/// To a tenant's pool: from its link, from its pods here, or the answer of what it reaches outside of its VRF. Who answers
+/// has to be open now: a connection may be older than the tenant's pool, or than what is shared.
+fn to() -> Vec<String> {
+    let answer = "ct direction reply ct state established";
     // What this node shares answers pods elsewhere too.
-    let answered = [answers("", &format!("-{vni}")), answers("oifname != \"cali*\" ", "")];
-    chain(text, "to", &[&[by_link("i")], from_pod.as_slice(), answered.as_flattened()].concat());
-    // From the link, from a pod here, or from a pod elsewhere that asks what this node shares.
-    let shared = [4, 6].map(|v| {
-        let ip = if v == 4 { "ip" } else { "ip6" };
-        format!("{BETWEEN_NODES} {ip} daddr @shared{v}-{vni} return")
-    });
-    let ask = [format!("iifname \"cali*\" goto pod-{vni}"), format!("{BETWEEN_NODES} jump asked")];
-    chain(text, "from", &[&[by_link("i")], ask.as_slice(), shared.as_slice()].concat());
-    let spoofed = format!("{SPOOFED} {count}");
-    // Another tenant's link is no way to what is shared.
-    let links = format!("oifname \"cv*\" {count}");
-    let open = opens(&format!("-{vni}"), "return");
-    let pod = [&[spoofed, by_link("o")], to_pod.as_slice(), &[links], open.as_slice()];
-    chain(text, "pod", &pod.concat());
-    // What comes out of the VRF is for the tenant's pods here or for nobody: the node is no way into the flat network.
-    chain(text, "in-link", &to_pod);
-    // What goes into the VRF comes from the tenant's pods: nobody else speaks to the router's end of the link.
-    chain(text, "out-link", &pools("", "saddr"));
-    // The node itself speaks BGP with the router's end of the link, and hears from it what ICMP has to say.
-    let (v4, v6) = (here.router_v4, here.router_v6);
-    let router = [
-        REPLIES.to_owned(),
-        format!("ip saddr {v4} tcp dport 179 return"),
-        format!("ip6 saddr {v6} tcp dport 179 return"),
-        format!("ip saddr {v4} meta l4proto icmp return"),
-        format!("ip6 saddr {{ {v6}, fe80::/10, :: }} meta l4proto icmpv6 return"),
-    ];
-    chain(text, "node-link", &router);
+    let elsewhere = format!("oifname != \"cali*\" {answer}");
+    [
+        each(|ip, digit| format!("iifname . {ip} daddr @links{digit} return")),
+        each(|ip, digit| format!("iifname \"cali*\" {ip} saddr . {ip} daddr @own{digit} return")),
+        each(|ip, digit| format!("{answer},related {ip} daddr . {ip} saddr @asks{digit} return")),
+        each(|ip, digit| {
+            format!("{answer} {ip} daddr . {ip} saddr . meta l4proto . th sport @services{digit} return")
+        }),
+        each(|ip, digit| format!("{elsewhere},related {ip} saddr @open{digit} return")),
+        each(|ip, digit| {
+            format!("{elsewhere} {ip} saddr . meta l4proto . th sport @open-services{digit} return")
+        }),
+        // What ICMP has to say of the question.
+        vec!["ct direction reply ct state related meta l4proto { icmp, icmpv6 } return".to_owned()],
+        vec!["goto refused-to".to_owned()],
+    ]
+    .concat()
 }
 
-/// The chains that all tenants share, and those that packets come in by.
-fn common_chains(text: &mut Text) {
-    text.chain("asked", &opens("", "accept"));
-    let refused = |field: &str| {
-        [4, 6].map(|v| format!("counter name {} {field} map @count{v}", if v == 4 { "ip" } else { "ip6" }))
+/// What comes out of a VRF is for the tenant's pods here or for nobody: the node is no way into the flat network.
+fn in_link() -> Vec<String> {
+    [
+        each(|ip, digit| format!("oifname \"cali*\" iifname . {ip} daddr @links{digit} return")),
+        vec!["counter name iifname map @count-links drop".to_owned()],
+        no_tenant("iifname"),
+    ]
+    .concat()
+}
+
+/// What goes into a VRF comes from the tenant's pods: nobody else speaks to the router's end of the link.
+fn out_link() -> Vec<String> {
+    [
+        each(|ip, digit| format!("oifname . {ip} saddr @links{digit} return")),
+        vec!["counter name oifname map @count-links drop".to_owned()],
+        no_tenant("oifname"),
+    ]
+    .concat()
+}
+
+/// The node itself speaks BGP with the router's end of a tenant's link, and hears from it what ICMP has to say.
+fn node_tenant() -> Vec<String> {
+    [
+        vec![REPLIES.to_owned()],
+        each(|ip, digit| format!("iifname . {ip} saddr @routers{digit} tcp dport 179 return")),
+        lines([
+            "iifname . ip saddr @routers4 meta l4proto icmp return",
+            "iifname . ip6 saddr @routers6 meta l4proto icmpv6 return",
+            "ip6 saddr { fe80::/10, :: } meta l4proto icmpv6 return",
+            "counter name iifname map @count-links drop",
+            "drop",
+        ]),
+    ]
+    .concat()
+}
+
+/// A link that no tenant of this node has any more. A device of somebody else's has no digit there.
+fn no_tenant(field: &str) -> Vec<String> {
+    let line = |first| {
+        let link = names::host_link(first);
+        format!("{field} \"{link}*\" counter name \"{COUNTER_NO_TENANT}\" drop")
     };
-    let drop = ["drop".to_owned()];
-    text.chain("absent-to", &[&answers("", "")[..], &refused("daddr"), &drop].concat());
-    text.chain("absent-from", &[format!("{BETWEEN_NODES} jump asked"), "goto refused".into()]);
-    text.chain("refused", &[&refused("saddr")[..], &drop].concat());
-    text.chain("quarantined", &[format!("counter name \"{COUNTER_QUARANTINED}\" drop")]);
-    for (way, field) in [("in", "iifname"), ("out", "oifname"), ("node", "iifname")] {
-        let mut lines = vec![format!("{field} vmap @{way}-links")];
-        // A link that no tenant of this node has any more. A device of somebody else's has no digit there.
-        lines.extend((1..=9).map(|first| {
-            let link = names::host_link(first);
-            format!("{field} \"{link}*\" counter name \"{COUNTER_NO_TENANT}\" drop")
-        }));
-        text.chain(&format!("{way}-link"), &lines);
-    }
-    text.chain(
-        "forward",
-        &[
-            "type filter hook forward priority filter - 10; policy accept;",
-            "iifname \"cv*\" jump in-link",
-            "oifname \"cv*\" jump out-link",
-            "ip daddr vmap @to4",
-            "ip6 daddr vmap @to6",
-            "ip saddr vmap @from4",
-            "ip6 saddr vmap @from6",
-        ],
-    );
-    text.chain(
-        "to-node",
-        &[
-            &format!("iifname \"cali*\" {SPOOFED} goto refused"),
-            "iifname \"cali*\" return",
-            REPLIES,
-            "jump asked",
-            "goto refused",
-        ],
-    );
-    text.chain(
-        "input",
-        &[
-            "type filter hook input priority filter - 10; policy accept;",
-            "iifname \"cv*\" goto node-link",
-            "ip saddr @guarded4 goto to-node",
-            "ip6 saddr @guarded6 goto to-node",
-        ],
-    );
+    (1..=9).map(line).collect()
+}
+
+/// From a tenant's pool to the node itself.
+fn to_node() -> Vec<String> {
+    vec![
+        format!("iifname \"cali*\" {SPOOFED} goto refused"),
+        "iifname \"cali*\" return".to_owned(),
+        REPLIES.to_owned(),
+        "jump asked".to_owned(),
+        "goto refused".to_owned(),
+    ]
 }
 
 fn of_family(nets: &[IpNet], v6: bool) -> impl Iterator<Item = &IpNet> {

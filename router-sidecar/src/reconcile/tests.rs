@@ -134,9 +134,19 @@ async fn a_tenant_that_fails_fails_alone_and_recovers() {
     assert_eq!(reported[1], fine("blue"));
     let error = reported[0].1.as_ref().unwrap();
     assert_eq!(error, "router: link add vrf1001 type vrf table 1000001001: made to fail");
-    // A rule into a table that is not there changes nothing.
+    // Its rules lead into a table that ends there, not in main.
     let table = calico_vni_proto::names::table(1001);
-    assert!(!agent.node.lock().observed.host.routes.iter().any(|route| route.table == table));
+    let routes: Vec<String> = agent
+        .node
+        .lock()
+        .observed
+        .host
+        .routes
+        .iter()
+        .filter(|r| r.table == table)
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(routes, [format!("unreachable 0.0.0.0/0 metric 4278198272 table {table}")]);
 
     let count =
         |agent: &Agent| agent.node.lock().asked.iter().filter(|op| op.contains("add vrf1001")).count();
@@ -222,6 +232,30 @@ async fn a_silent_frr_is_an_error_and_its_return_is_noticed() {
     let began = Instant::now();
     assert_eq!(agent.reported().await, [fine("red"), fine("blue")]);
     assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silence_of_less_than_a_minute_costs_nobody_who_is_carried() {
+    let mut agent = Agent::start();
+    agent.tell(two_tenants());
+    agent.reported().await;
+    agent.frr.lock().silent = true;
+    sleep(Duration::from_secs(50)).await;
+    assert!(!agent.report.has_changed().unwrap(), "{:?}", agent.report.borrow());
+    // One that comes meanwhile is not there yet, and neither is what has changed.
+    let mut config = two_tenants();
+    config.tenants[1].max_prefixes = 7;
+    config.tenants.push(tenant("green", 1003, &["10.202.0.0/16"]));
+    agent.tell(config);
+    let silent = |name: &str| (name.to_owned(), Some("FRR does not answer: made to be silent".to_owned()));
+    assert_eq!(agent.reported().await, [fine("red"), silent("blue"), silent("green")]);
+    let began = Instant::now();
+    assert_eq!(agent.reported().await, [silent("red"), silent("blue"), silent("green")]);
+    assert!(
+        (Duration::from_secs(5)..Duration::from_secs(40)).contains(&began.elapsed()),
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,14 +1,16 @@
 //! The policy rules of the host's namespace: whose packets go into which table. Pure.
 //!
-//! For each pool P of a local tenant with table T the kernel is to do, in this order:
+//! For each pool P of a local tenant with table T, and each pool Q of that tenant (P itself among them), the kernel is to
+//! do, in this order:
 //!
 //! ```text
-//! from P to P lookup main suppress_prefixlength 31   pods of the tenant on this node (IPv6: 127)
+//! from P to Q lookup main suppress_prefixlength 31   pods of the tenant on this node (IPv6: 127)
 //! from P lookup T                                    everything else they send
 //! ```
 //!
 //! The first keeps the reverse path of a local pod at its own interface, which Calico checks; of the main table only
-//! host routes count there, so that a block that lives on another node still goes into the VRF.
+//! host routes count there, so that a block that lives on another node still goes into the VRF. Where a tenant has several
+//! pools of a family they share one block of these rules, without `from`, and each pool has a `goto` to it.
 //!
 //! The kernel walks its rules one by one for every packet of the node, so these lie in a trie of `goto` rules
 //! ([`trie`]), and a trie that is to change is written anew beside the one that stands ([`change`]):
@@ -49,7 +51,7 @@ pub const BAR: u32 = 25_999;
 pub const END: u32 = 32_000;
 
 /// Pools of one family that a node can carry: more might not fit into a bank, see [`trie`].
-pub const MOST: usize = 1900;
+pub const MOST: usize = 1450;
 
 /// A range of preferences that holds a whole layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,22 +149,37 @@ fn is_v6(pool: IpNet) -> bool {
     matches!(pool, IpNet::V6(_))
 }
 
-/// The two rules of a pool, at `pref` and the one after it.
-fn rules_of((pool, table): Pool, pref: u32) -> [Rule; 2] {
-    let v6 = is_v6(pool);
-    // A prefix without length is read back as none.
-    let from = (pool.prefix_len() > 0).then_some(pool);
-    let host_route = pool.max_prefix_len();
-    let local = Action::Lookup { table: MAIN, suppress_prefixlength: Some(host_route - 1) };
-    let into_table = Action::Lookup { table, suppress_prefixlength: None };
-    [
-        Rule { pref, v6, from, to: from, action: local },
-        Rule { pref: pref + 1, v6, from, to: None, action: into_table },
-    ]
+/// Pods of the tenant on this node are found in the main table: `from` one of its pools `to` one of its pools.
+fn local(pref: u32, from: Option<IpNet>, to: IpNet) -> Rule {
+    let action = Action::Lookup { table: MAIN, suppress_prefixlength: Some(to.max_prefix_len() - 1) };
+    Rule { pref, v6: is_v6(to), from: from.and_then(given), to: given(to), action }
+}
+
+/// Everything else goes into the tenant's table.
+fn into_table(pref: u32, v6: bool, from: Option<IpNet>, table: u32) -> Rule {
+    let action = Action::Lookup { table, suppress_prefixlength: None };
+    Rule { pref, v6, from: from.and_then(given), to: None, action }
+}
+
+/// A prefix without length is read back as none.
+fn given(net: IpNet) -> Option<IpNet> {
+    (net.prefix_len() > 0).then_some(net)
 }
 
 fn goto(v6: bool, pref: u32, from: Option<IpNet>, target: u32) -> Rule {
     Rule { pref, v6, from, to: None, action: Action::Goto(target) }
+}
+
+/// The rules as a plain list, all of one preference: what a packet is to do, without the layout.
+#[cfg(test)]
+pub fn plain_list(pools: &[Pool], pref: u32) -> Vec<Rule> {
+    let mut list = Vec::new();
+    for (pool, table) in pools {
+        let own = pools.iter().filter(|(_, other)| other == table);
+        list.extend(own.map(|(other, _)| local(pref, Some(*pool), *other)));
+        list.push(into_table(pref, is_v6(*pool), Some(*pool), *table));
+    }
+    list
 }
 
 #[cfg(test)]
@@ -201,13 +218,14 @@ mod tests {
     fn what_is_too_much_is_refused_with_the_way_out() {
         let names: Vec<String> = (0..=MOST).map(|n| format!("10.{}.{}.0/24", n / 256, n % 256)).collect();
         let pools: Vec<&str> = names.iter().map(String::as_str).collect();
-        let late = tenant("late", 1002, &[pools[MOST], "fd00::/64"]);
+        let one_more = pools[MOST];
+        let late = tenant("late", 1002, &[one_more, "fd00::/64"]);
         let steering = Steering::new(&[late, tenant("early", 1001, &pools[..MOST])]);
         assert_eq!(steering.of(false).len(), MOST);
         assert_eq!(steering.of(true).len(), 1, "the other family has its own room");
         let reason = &steering.refused[&1002];
         assert!(
-            reason.starts_with("pool 10.7.108.0/24 gets no rules") && reason.contains("placement"),
+            reason.starts_with(&format!("pool {one_more} gets no rules")) && reason.contains("placement"),
             "{reason}"
         );
         assert_eq!(steering.refused.len(), 1);

@@ -6,16 +6,19 @@
 //! common bits alone would halve nothing. In front of all stand up to [`GATES`] prefixes that hold all pools between
 //! them: what is in none, such as the packets of the node itself, leaves there.
 //!
+//! A pool that is its tenant's only one has its two rules in its list. Pools of one tenant have a `goto` there, to the block
+//! of that tenant behind all lists, since a `goto` leads forward.
+//!
 //! A part of five or more never leaves a list of one, so that there are at most half as many lists as pools but for one
-//! behind each gate: with two rules a pool, a way out of each list and a `goto` to each but the first, [`super::MOST`]
-//! pools fit into a bank. Every rule has a preference of its own: with two of one preference it would depend on history
+//! behind each gate: with at most three rules a pool (two pools of a tenant: two `goto`, two local look-ups, the table, the
+//! way out), a way out of each list and a `goto` to each but the first, [`super::MOST`] pools fit into a bank. Every rule has a preference of its own: with two of one preference it would depend on history
 //! which comes first and which of them is the target of a `goto`.
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Bank, END, Pool, goto, rules_of};
+use super::{Bank, END, Pool, goto, into_table, local};
 use crate::state::{Action, Rule};
 
 /// Most pools of a plain list.
@@ -25,39 +28,57 @@ pub const GATES: usize = 4;
 
 /// The rules for these pools, sorted, disjoint and of one family, in the order of their preferences.
 pub fn layout(pools: &[Pool], bank: Bank) -> Vec<Rule> {
-    let mut writer = Writer { bank, rules: Vec::new() };
-    if pools.is_empty() {
-        return writer.rules;
+    let mut writer = Writer { bank, rules: Vec::new(), tenants: BTreeMap::new() };
+    for (pool, table) in pools {
+        writer.tenants.entry(*table).or_default().pools.push(*pool);
     }
-    if pools.len() <= PLAIN {
-        writer.list(pools);
-        return writer.rules;
+    match pools.len() {
+        0 => {}
+        1..=PLAIN => writer.list(pools),
+        _ => writer.gated(pools),
     }
-    let parts = gates(pools);
-    let gates: Vec<usize> = parts.iter().map(|part| writer.goto(&pools[part.clone()])).collect();
-    writer.out(pools[0].0);
-    for (gate, part) in gates.into_iter().zip(parts) {
-        writer.aim(gate);
-        writer.part(&pools[part]);
-    }
+    writer.blocks();
     writer.rules
 }
 
 struct Writer {
     bank: Bank,
     rules: Vec<Rule>,
+    /// By table.
+    tenants: BTreeMap<u32, OfTenant>,
+}
+
+/// What one tenant has here.
+#[derive(Default)]
+struct OfTenant {
+    pools: Vec<IpNet>,
+    /// Rules that are to lead to its block.
+    gotos: Vec<usize>,
 }
 
 impl Writer {
+    fn gated(&mut self, pools: &[Pool]) {
+        let writer = self;
+        let parts = gates(pools);
+        let gates: Vec<usize> = parts.iter().map(|part| writer.goto(&pools[part.clone()])).collect();
+        writer.out(pools[0].0);
+        for (gate, part) in gates.into_iter().zip(parts) {
+            writer.aim(gate);
+            writer.part(&pools[part]);
+        }
+    }
+
     fn next(&self) -> u32 {
         self.bank.first + u32::try_from(self.rules.len()).expect("a bank is far smaller than 2^32")
     }
 
     /// A `goto` for the prefix of these pools, to be aimed later.
     fn goto(&mut self, pools: &[Pool]) -> usize {
-        let cover = cover(pools);
-        let from = (cover.prefix_len() > 0).then_some(cover);
-        self.rules.push(goto(super::is_v6(cover), self.next(), from, END));
+        self.goto_from(cover(pools))
+    }
+
+    fn goto_from(&mut self, prefix: IpNet) -> usize {
+        self.rules.push(goto(super::is_v6(prefix), self.next(), super::given(prefix), END));
         self.rules.len() - 1
     }
 
@@ -71,10 +92,34 @@ impl Writer {
     }
 
     fn list(&mut self, pools: &[Pool]) {
-        for pool in pools {
-            self.rules.extend(rules_of(*pool, self.next()));
+        for (pool, table) in pools {
+            if self.tenants[table].pools.len() == 1 {
+                self.rules.push(local(self.next(), Some(*pool), *pool));
+                self.rules.push(into_table(self.next(), super::is_v6(*pool), Some(*pool), *table));
+            } else {
+                let goto = self.goto_from(*pool);
+                self.tenants.entry(*table).or_default().gotos.push(goto);
+            }
         }
         self.out(pools[0].0);
+    }
+
+    /// The blocks of tenants with several pools.
+    fn blocks(&mut self) {
+        for (table, OfTenant { pools, gotos }) in std::mem::take(&mut self.tenants) {
+            if gotos.is_empty() {
+                continue;
+            }
+            for goto in gotos {
+                self.aim(goto);
+            }
+            for pool in &pools {
+                self.rules.push(local(self.next(), None, *pool));
+            }
+            self.rules.push(into_table(self.next(), super::is_v6(pools[0]), None, table));
+            // A route that says `throw` ends the look-up in the table, and the next block is not for this packet.
+            self.out(pools[0]);
+        }
     }
 
     fn part(&mut self, pools: &[Pool]) {

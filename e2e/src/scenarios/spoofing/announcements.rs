@@ -241,8 +241,12 @@ async fn too_many(world: &World, node: &Node) -> Result<()> {
         let range: IpNet = range.parse()?;
         let many: Vec<IpNet> = range.subnets(length)?.take(MOST + 1).collect();
         let bird = Bird::of(world, node, family).await?;
-        let played = flood(world, node, &bird, family, &many).await;
-        told = degraded(world).await?;
+        let played = async {
+            flood(world, node, &bird, family, &many).await?;
+            told = degraded(world).await?;
+            anyhow::Ok(())
+        }
+        .await;
         bird.restore(world).await?;
         played.with_context(|| format!("{family}: more than maxPrefixes"))?;
     }
@@ -301,10 +305,15 @@ async fn most_prefixes(world: &World, node: &Node, most: usize) -> Result<()> {
     .await
 }
 
-/// What blue's Tenant says of its trouble.
+/// Waits until blue's Tenant says what became of its session.
 async fn degraded(world: &World) -> Result<String> {
     let path = "jsonpath={.status.conditions[?(@.type==\"Degraded\")].message}";
-    world.kubectl(&["get", "tenant", "blue", "-o", path]).await
+    wait::until("the Tenant to say that its session was closed", PATIENCE, async || {
+        let told = world.kubectl(&["get", "tenant", "blue", "-o", path]).await?;
+        ensure!(told.contains(&format!("more than {MOST} prefixes")), "it says: {told}");
+        Ok(told)
+    })
+    .await
 }
 
 /// The leaf announces addresses of a pod of blue's in red's VRF. That is red's own affair: red has the route, and blue's

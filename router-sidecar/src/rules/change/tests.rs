@@ -173,7 +173,8 @@ fn one_rule_switches() {
 #[test]
 fn the_rules_of_an_older_release_are_replaced_without_a_gap() {
     let pools = v4(9);
-    let older = pools.iter().flat_map(|pool| crate::rules::rules_of(*pool, 20_000));
+    let older = crate::rules::plain_list(&pools, 20_000).into_iter();
+    let older = older.map(|rule| Rule { pref: rule.pref + u32::from(rule.to.is_none()), ..rule });
     let mut kernel = Kernel::with(older);
     let all = samples(&pools, false);
     let now = |kernel: &Kernel| ways(|from, to| kernel.walk(from, to).0, &all).collect::<Vec<_>>();

@@ -1,14 +1,14 @@
 //! Every address takes the same way as by a plain list of rules, and meets few of them.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::rules::{MOST, kernel::Kernel, rules_of};
+use crate::rules::{MOST, kernel::Kernel, plain_list};
 
 /// Pools that overlap none before them, in order.
 pub fn disjoint(pools: impl IntoIterator<Item = IpNet>) -> Vec<Pool> {
@@ -21,6 +21,11 @@ pub fn disjoint(pools: impl IntoIterator<Item = IpNet>) -> Vec<Pool> {
         }
     }
     kept.into_iter().zip(1_000_000_001..).collect()
+}
+
+/// The same pools, of so many tenants.
+fn shared_out(pools: Vec<Pool>, tenants: u32) -> Vec<Pool> {
+    (0u32..).zip(pools).map(|(number, (pool, _))| (pool, 1_000_000_001 + number % tenants)).collect()
 }
 
 /// A prefix of any length, most often a long one among few bits, so that there are neighbours.
@@ -63,19 +68,23 @@ pub fn samples(pools: &[Pool], v6: bool) -> Vec<IpAddr> {
 
 /// What the plain list has a packet do.
 pub fn plain(pools: &[Pool], from: IpAddr, to: IpAddr) -> Vec<(u32, Option<u8>)> {
-    let rules = pools.iter().flat_map(|pool| rules_of(*pool, 1));
-    Kernel::with(rules.map(|rule| Rule { pref: 1, ..rule })).walk(from, to).0
+    Kernel::with(plain_list(pools, 1)).walk(from, to).0
 }
 
-/// Most rules that a packet may meet in a layout for so many pools: gates, the halves, a list, the way out
-/// and the end.
-fn bound(pools: usize) -> usize {
-    let (mut left, mut halves) = (pools, 0);
+/// Most rules that a packet may meet in a layout for these pools: gates, the halves, a list, the way out and the end, and
+/// the block of the tenant with most pools.
+fn bound(pools: &[Pool]) -> usize {
+    let mut of_tenants: BTreeMap<u32, usize> = BTreeMap::new();
+    for (_, table) in pools {
+        *of_tenants.entry(*table).or_default() += 1;
+    }
+    let block = of_tenants.into_values().filter(|pools| *pools > 1).max().map_or(0, |pools| pools + 2);
+    let (mut left, mut halves) = (pools.len(), 0);
     while left > PLAIN {
         left = left * 2 / 3;
         halves += 1;
     }
-    GATES + halves + 2 * PLAIN + 2
+    GATES + halves + 2 * PLAIN + 2 + block
 }
 
 fn with_end(rules: Vec<Rule>) -> Kernel {
@@ -95,7 +104,7 @@ fn holds(pools: &[Pool], bank: Bank, sample: impl Fn(usize) -> bool) -> Result<(
         for to in [*from, samples[number * 7 % samples.len()]] {
             let (way, met) = kernel.walk(*from, to);
             prop_assert_eq!(&way, &plain(pools, *from, to), "from {} to {}", from, to);
-            prop_assert!(met <= bound(pools.len()), "{} rules met of {} pools", met, pools.len());
+            prop_assert!(met <= bound(pools), "{} rules met of {} pools", met, pools.len());
         }
     }
     Ok(())
@@ -107,9 +116,10 @@ proptest! {
     #[test]
     fn a_packet_takes_the_way_of_the_plain_list(
         pools in any::<bool>().prop_flat_map(|v6| pools(v6, 60)),
+        tenants in prop_oneof![Just(60u32), 1u32..20],
         bank in prop_oneof![Just(Bank::A), Just(Bank::B)],
     ) {
-        holds(&pools, bank, |_| true)?;
+        holds(&shared_out(pools, tenants), bank, |_| true)?;
     }
 }
 
@@ -152,9 +162,13 @@ fn as_many_as_a_node_carries_fit_into_a_bank() {
             Ipv4Net::new_assert((10 << 24 | bits).into(), 24).into()
         }));
         assert_eq!(pools.len(), MOST);
-        let rules = layout(&pools, Bank::B);
-        assert!(rules.len() <= 3 * MOST + 5, "{} rules", rules.len());
-        assert!(Bank::B.holds(rules.last().unwrap().pref));
+        // Two pools a tenant take the most rules a pool.
+        for tenants in [MOST, MOST / 2, MOST / 3, 1] {
+            let pools = shared_out(pools.clone(), u32::try_from(tenants).unwrap());
+            let rules = layout(&pools, Bank::A);
+            assert!(rules.len() <= 4 * MOST + 5, "{} rules", rules.len());
+            assert!(Bank::A.holds(rules.last().unwrap().pref));
+        }
     }
 }
 
@@ -171,6 +185,27 @@ fn few_pools_are_a_plain_list() {
             "pref 20002 from 10.201.0.0/16 to 10.201.0.0/16 lookup main suppress_prefixlength 31",
             "pref 20003 from 10.201.0.0/16 lookup 8",
             "pref 20004 from all goto 32000",
+        ]
+    );
+}
+
+#[test]
+fn pools_of_one_tenant_share_a_block() {
+    let pool = |pool: &str, table| (pool.parse().unwrap(), table);
+    let pools = [pool("10.200.0.0/16", 7), pool("10.201.0.0/16", 8), pool("10.202.0.0/24", 7)];
+    let text: Vec<String> = layout(&pools, Bank::A).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        text,
+        [
+            "pref 20000 from 10.200.0.0/16 goto 20005",
+            "pref 20001 from 10.201.0.0/16 to 10.201.0.0/16 lookup main suppress_prefixlength 31",
+            "pref 20002 from 10.201.0.0/16 lookup 8",
+            "pref 20003 from 10.202.0.0/24 goto 20005",
+            "pref 20004 from all goto 32000",
+            "pref 20005 from all to 10.200.0.0/16 lookup main suppress_prefixlength 31",
+            "pref 20006 from all to 10.202.0.0/24 lookup main suppress_prefixlength 31",
+            "pref 20007 from all lookup 7",
+            "pref 20008 from all goto 32000",
         ]
     );
 }

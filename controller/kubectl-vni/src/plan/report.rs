@@ -18,15 +18,23 @@ use calico_vni_planner::{
 };
 use calico_vni_proto::model::{Endpoint, Protocol};
 
-/// The plan at rest, marked with what is not yet as in the snapshot.
-pub fn text(now: &Snapshot, rest: &Snapshot, plan: &Plan) -> String {
+use super::changes::{self, Change};
+
+/// The plan at rest, marked with what is not yet as in the snapshot, and with what changes.
+pub fn text(now: &Snapshot, rest: &Snapshot, plan: &Plan, changes: &[Change]) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
-    write(&mut text, now, rest, plan).expect("a String takes everything");
+    write(&mut text, now, rest, plan, changes).expect("a String takes everything");
     text
 }
 
-fn write<'a>(out: &mut String, now: &'a Snapshot, rest: &'a Snapshot, plan: &Plan) -> fmt::Result {
+fn write<'a>(
+    out: &mut String,
+    now: &'a Snapshot,
+    rest: &'a Snapshot,
+    plan: &Plan,
+    changes: &[Change],
+) -> fmt::Result {
     heading(out, "TENANTS", plan.tenant_status.is_empty() && now.tenants.is_empty())?;
     for (name, status) in &plan.tenant_status {
         let of = |tenants: &'a [Tenant]| tenants.iter().find(|t| t.metadata.name.as_ref() == Some(name));
@@ -86,6 +94,8 @@ fn write<'a>(out: &mut String, now: &'a Snapshot, rest: &'a Snapshot, plan: &Pla
             writeln!(out, "  {name}: {what}")?;
         }
     }
+    heading(out, "CHANGES (- as it stands, + as it comes to be)", changes.is_empty())?;
+    out.push_str(&changes::text(changes));
     let notes = notes(plan);
     if !notes.is_empty() {
         heading(out, "NOTES", false)?;

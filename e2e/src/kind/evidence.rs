@@ -1,0 +1,32 @@
+//! What explains a failure, kept below `target/kind/logs`. Fails never: the failure itself is what has to be told.
+
+use std::{fs, path::Path};
+
+use super::cluster::Cluster;
+use crate::step;
+
+/// Writes it.
+pub async fn keep(cluster: &Cluster, folder: &Path) {
+    fs::remove_dir_all(folder).ok();
+    if fs::create_dir_all(folder).is_err() {
+        return;
+    }
+    let get = ["get", "nodes,pods,events,tenants.calico-vni.io,underlays.calico-vni.io", "-A", "-o", "yaml"];
+    let files = [
+        ("objects.yaml", cluster.kubectl(&get).await),
+        ("pods.txt", cluster.kubectl(&["get", "pods", "-A", "-o", "wide"]).await),
+        ("describe.txt", cluster.kubectl(&["-n", "calico-vni", "describe", "pods"]).await),
+        ("controller.log", cluster.logs("controller").await),
+        ("router.log", cluster.logs("router").await),
+    ];
+    for (name, text) in files {
+        fs::write(folder.join(name), text.unwrap_or_else(|error| format!("{error:#}\n"))).ok();
+    }
+    for node in &cluster.nodes {
+        let journal =
+            node.exec(&["journalctl", "--no-pager", "-u", "kubelet", "-u", "containerd", "-n", "400"]).await;
+        let text = journal.unwrap_or_else(|error| format!("{error:#}\n"));
+        fs::write(folder.join(format!("{}.log", node.name)), text).ok();
+    }
+    step!("kind: what may explain the failure is in {}", folder.display());
+}

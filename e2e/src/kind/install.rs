@@ -1,0 +1,65 @@
+//! The chart's installation, and what agents and controller say of each other.
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::Api;
+
+use super::cluster::{Cluster, until};
+use crate::{paths, site, step};
+
+/// Folder of the chart.
+pub fn folder() -> Result<String> {
+    let folder = paths::checkout().join("deploy/helm/calico-vni");
+    Ok(folder.to_str().context("path of the checkout")?.to_owned())
+}
+
+/// Installs it, and waits until every agent is at the controller, over TLS and with its token.
+pub async fn chart(cluster: &Cluster) -> Result<()> {
+    let began = std::time::Instant::now();
+    let folder = folder()?;
+    let mut install = vec!["install", "calico-vni", &folder, "--create-namespace"];
+    // A roll-out stops at a node all of whose tenants fail. Here that has to be let pass.
+    if !site::kernel_has_vrf().await? {
+        install.extend(["--set", "router.maxUnavailable=100%"]);
+    }
+    cluster.helm(&install).await?;
+    connected(cluster).await?;
+    for node in &cluster.nodes {
+        node.router().await?;
+    }
+    step!("kind: installed, and every agent is connected, after {:.1} s", began.elapsed().as_secs_f32());
+    Ok(())
+}
+
+/// The pod of the controller that leads.
+pub async fn leader(cluster: &Cluster) -> Result<String> {
+    let lease =
+        Api::<Lease>::namespaced(cluster.client.clone(), "calico-vni").get("calico-vni-controller").await?;
+    let holder = lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default();
+    let (pod, _) = holder.split_once('_').context("nobody holds the Lease")?;
+    Ok(pod.to_owned())
+}
+
+/// Waits until the leader has heard every agent.
+pub async fn connected(cluster: &Cluster) -> Result<()> {
+    until("every agent to be connected", async || {
+        let leader = leader(cluster).await?;
+        let log = cluster.kubectl(&["-n", "calico-vni", "logs", &leader]).await?;
+        for node in &cluster.nodes {
+            let line = format!("agent connected node=\"{}\"", node.name);
+            ensure!(log.contains(&line), "{leader} has not said `{line}`");
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Fails if the API server has refused a controller anything.
+pub async fn nothing_forbidden(cluster: &Cluster) -> Result<()> {
+    let log = cluster.logs("controller").await?;
+    ensure!(log.contains("agent connected"), "these are no logs of a controller: {log}");
+    let refused: Vec<&str> = log.lines().filter(|line| line.to_lowercase().contains("forbidden")).collect();
+    ensure!(refused.is_empty(), "the controller lacks rights:\n{}", refused.join("\n"));
+    step!("kind: the API server has refused the controller nothing");
+    Ok(())
+}

@@ -1,0 +1,294 @@
+//! Whatever becomes of controller, API server, agents and the way between them, permitted flows lose nothing, and afterwards
+//! everything is in step without a person.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{controller_gone::owned_versions, demo::RED_TENANT};
+use crate::{
+    matrix::{Cell, Place, Way},
+    nodes::protocol::{FlowResult, Health},
+    steady::{self, Steady},
+    step,
+    topology::Node,
+    wait,
+    world::{PATIENCE, World, link},
+};
+
+/// Between two requests of a flow.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Rounds of requests that go on before and after what happens.
+const ROUNDS: u64 = 50;
+
+/// How long the API server and its store are away.
+const AWAY: Duration = Duration::from_mins(1);
+
+/// Who speaks with whom, all the time: on a node, between nodes, out to the fabric and in.
+const PAIRS: [(&str, &str); 8] = [
+    ("red-n1-a", "red-n1-b"),
+    ("red-n1-a", "red-n2-a"),
+    ("red-n2-a", "red-n1-a"),
+    ("red-n1-a", "ext-red"),
+    ("ext-red", "red-n2-a"),
+    ("blue-n1-a", "blue-n2-a"),
+    ("blue-n2-a", "ext-blue"),
+    ("dflt-n1-a", "dflt-n2-a"),
+];
+
+/// Plays all of it, one after the other.
+pub async fn play(world: &mut World) -> Result<()> {
+    controller_killed(world).await?;
+    api_server_away(world).await?;
+    agent_killed(world).await?;
+    agent_replaced(world).await?;
+    blackholed(world).await?;
+    clocks_apart(world).await?;
+    disk_full(world).await?;
+    two_controllers(world).await
+}
+
+/// The flows of one happening.
+struct Flows {
+    places: Vec<Place>,
+    cells: Vec<Cell>,
+    steady: Steady,
+}
+
+impl Flows {
+    async fn start(world: &World) -> Result<Self> {
+        let places = world.places(&["red", "blue"]);
+        let find = |name: &str| places.iter().position(|p| p.name == name).with_context(|| name.to_owned());
+        let mut cells = Vec::new();
+        for (from, to) in PAIRS {
+            // Echo requests alone: a TCP that is knocked at this often answers no more than twice a second.
+            for way in Way::ICMP {
+                cells.push(Cell { from: find(from)?, to: find(to)?, way, reach: true });
+            }
+        }
+        let flows = cells.iter().map(|cell| steady::flow(cell, &places)).collect();
+        let steady = Steady::start(world.lab.nodes(), PAUSE, flows).await?;
+        let flows = Self { places, cells, steady };
+        flows.go_on().await?;
+        Ok(flows)
+    }
+
+    /// Waits until every flow has been answered so many more times.
+    async fn go_on(&self) -> Result<()> {
+        let before = self.steady.so_far().await?;
+        wait::until("all flows to go on", PATIENCE, async || {
+            let now = self.steady.so_far().await?;
+            for (before, now) in before.iter().zip(&now) {
+                ensure!(now.answered >= before.answered + ROUNDS, "{now:?}");
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Ends them. Each request has to have been answered.
+    async fn end(self, what: &str) -> Result<()> {
+        self.go_on().await?;
+        let results = self.steady.stop().await?;
+        let sent: u64 = results.iter().map(|result| result.sent + result.refused).sum();
+        let lost: Vec<String> = self
+            .cells
+            .iter()
+            .zip(&results)
+            .filter_map(|(cell, result)| lost(&self.places, cell, result))
+            .collect();
+        ensure!(lost.is_empty(), "{what}: of {sent} packets were lost: {}", lost.join("; "));
+        step!("{what}: of {sent} packets none was lost");
+        Ok(())
+    }
+}
+
+/// What a flow has lost, if anything.
+fn lost(places: &[Place], cell: &Cell, result: &FlowResult) -> Option<String> {
+    let FlowResult { sent, refused, arrived, answered, longest_gap_ms, error } = result;
+    (answered < &(sent + refused)).then(|| {
+        format!(
+            "{} to {} by {}: {sent} sent, {refused} refused ({error}), {arrived} arrived, {answered} answered, longest gap {longest_gap_ms} ms",
+            places[cell.from].name, places[cell.to].name, cell.way
+        )
+    })
+}
+
+/// Waits until nobody has anything left to do.
+async fn all_in_step(world: &World) -> Result<()> {
+    for tenant in [RED_TENANT, "blue"] {
+        world.programmed(tenant).await?;
+    }
+    for node in &world.lab.members {
+        world.in_step(node, PATIENCE).await?;
+    }
+    Ok(())
+}
+
+/// Sets what the routers' configurations show, and returns its line.
+async fn change(world: &World, most: usize) -> Result<String> {
+    let patch = format!(r#"{{"spec":{{"maxPrefixes":{most}}}}}"#);
+    world.kubectl(&["patch", "tenant", "blue", "--type=merge", "-p", &patch]).await?;
+    Ok(format!("maximum-prefix {most} restart"))
+}
+
+/// Waits until a node's FRR has a line.
+async fn has_line(world: &World, node: &Node, line: &str) -> Result<()> {
+    wait::until(&format!("`{line}` on {}", node.name), PATIENCE, async || {
+        let config = world.router(node).vty(world, &["enable", "show running-config"]).await?.concat();
+        ensure!(config.contains(line), "it is not in FRR's configuration");
+        Ok(())
+    })
+    .await
+}
+
+async fn controller_killed(world: &mut World) -> Result<()> {
+    let flows = Flows::start(world).await?;
+    world.kill_controller().await?;
+    flows.go_on().await?;
+    world.start_controller().await?;
+    all_in_step(world).await?;
+    flows.end("controller killed and started again").await
+}
+
+async fn api_server_away(world: &mut World) -> Result<()> {
+    let flows = Flows::start(world).await?;
+    world.api.pause()?;
+    let away = wait::always("the API server's silence", AWAY, async || {
+        // Asked seldom, and given up soon: the flows are what matters.
+        let asked = world.kubectl(&["get", "--raw", "/readyz", "--request-timeout=2s"]).await;
+        ensure!(asked.is_err(), "it answers");
+        Ok(())
+    })
+    .await;
+    world.api.resume()?;
+    away?;
+    flows.go_on().await?;
+    // What is asked for afterwards is brought about.
+    let line = change(world, 499).await?;
+    for node in &world.lab.members {
+        has_line(world, node, &line).await?;
+    }
+    change(world, 500).await?;
+    all_in_step(world).await?;
+    flows.end("API server and etcd away for a minute").await
+}
+
+async fn agent_killed(world: &World) -> Result<()> {
+    let flows = Flows::start(world).await?;
+    let node = &world.lab.members[0];
+    world.router(node).kill_agent(world).await?;
+    flows.go_on().await?;
+    world.router(node).start_agent(world).await?;
+    all_in_step(world).await?;
+    flows.end("agent killed and started again").await
+}
+
+/// As a rolling upgrade does it: SIGTERM, and another one with what the first has kept.
+async fn agent_replaced(world: &World) -> Result<()> {
+    let flows = Flows::start(world).await?;
+    for node in &world.lab.members {
+        world.router(node).stop_agent(world).await?;
+        world.router(node).start_agent(world).await?;
+        world.in_step(node, PATIENCE).await?;
+    }
+    all_in_step(world).await?;
+    flows.end("agents replaced one after the other").await
+}
+
+/// The connection of n1's agent stays open and carries nothing; then it carries again. Meanwhile something changes.
+async fn blackholed(world: &World) -> Result<()> {
+    let flows = Flows::start(world).await?;
+    let node = &world.lab.members[0];
+    world.lab.nodes().link(&link(&node.name), Health::Blackhole).await?;
+    let line = change(world, 498).await?;
+    has_line(world, &world.lab.members[1], &line).await?;
+    flows.go_on().await?;
+    world.lab.nodes().link(&link(&node.name), Health::Healthy).await?;
+    has_line(world, node, &line).await?;
+    change(world, 500).await?;
+    all_in_step(world).await?;
+    flows.end("the agent's connection blackholed").await
+}
+
+/// The agent's clock is a day ahead, then a day behind.
+async fn clocks_apart(world: &World) -> Result<()> {
+    let flows = Flows::start(world).await?;
+    let node = &world.lab.members[0];
+    for (number, offset) in ["+1d", "-1d"].into_iter().enumerate() {
+        world.router(node).stop_agent(world).await?;
+        world.router(node).start_agent_at(world, Some(offset)).await?;
+        let line = change(world, 490 + number).await?;
+        has_line(world, node, &line).await?;
+        let log = world.router(node).agent_log(world).await?;
+        let day = shifted_day(world, offset).await?;
+        ensure!(log.contains(&day), "the agent's log has no line of {day}: its clock was not shifted");
+    }
+    world.router(node).stop_agent(world).await?;
+    world.router(node).start_agent(world).await?;
+    change(world, 500).await?;
+    all_in_step(world).await?;
+    flows.end("the agent's clock a day ahead and a day behind").await
+}
+
+/// The date that a clock with this offset shows on the node side.
+async fn shifted_day(world: &World, offset: &str) -> Result<String> {
+    let days = offset.replace('d', " day");
+    let node = &world.lab.members[0].name;
+    Ok(world.lab.nodes().run(node, &["date", "-u", "-d", &days, "+%Y-%m-%dT"]).await?.trim().to_owned())
+}
+
+/// What the agent keeps goes to a file system of 256 KiB, and somebody fills it.
+async fn disk_full(world: &World) -> Result<()> {
+    let flows = Flows::start(world).await?;
+    let node = &world.lab.members[0];
+    let (nodes, router) = (world.lab.nodes(), world.router(node));
+    let run = async |line: &str| nodes.run(&node.name, &["sh", "-ec", line]).await;
+    let (state, filler) = (router.state_file(""), router.state_file("filler"));
+    router.stop_agent(world).await?;
+    // The agent finds there what it had.
+    run(&format!("cp -a {state}. /tmp/state; mount -t tmpfs -o size=256k lab {state}; cp -a /tmp/state/. {state}; rm -r /tmp/state"))
+        .await?;
+    router.start_agent(world).await?;
+    world.in_step(node, PATIENCE).await?;
+
+    let played = async {
+        run(&format!(
+            "dd if=/dev/zero of={filler} bs=1k count=1024 2>/dev/null || true; ! echo full >{filler}.more"
+        ))
+        .await?;
+        let line = change(world, 480).await?;
+        has_line(world, node, &line).await?;
+        flows.go_on().await?;
+        run(&format!("rm -f {filler} {filler}.more")).await?;
+        let line = change(world, 481).await?;
+        has_line(world, node, &line).await
+    }
+    .await;
+    router.stop_agent(world).await?;
+    run(&format!("umount {state}")).await?;
+    router.start_agent(world).await?;
+    played?;
+    change(world, 500).await?;
+    all_in_step(world).await?;
+    flows.end("the disk full under the agent").await
+}
+
+/// A second controller that takes itself for the only one, and that no agent speaks to.
+async fn two_controllers(world: &mut World) -> Result<()> {
+    let flows = Flows::start(world).await?;
+    let versions = owned_versions(world).await?;
+    let mut second = world.second_controller()?;
+    flows.go_on().await?;
+    let line = change(world, 470).await?;
+    for node in &world.lab.members {
+        has_line(world, node, &line).await?;
+    }
+    ensure!(owned_versions(world).await? == versions, "two controllers wrote what stood as it should");
+    second.check()?;
+    second.stop().await?;
+    change(world, 500).await?;
+    all_in_step(world).await?;
+    flows.end("two controllers").await
+}
