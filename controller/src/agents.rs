@@ -19,7 +19,10 @@ use tracing::{debug, info, warn};
 use crate::{metrics::Metrics, rollout::Heard};
 
 /// Of this controller.
-const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Characters of an agent's version that are told.
+const VERSION_MAX: usize = 32;
 
 /// An encoded message with its digest, shared by all that are offered it.
 #[derive(Clone, Debug)]
@@ -139,6 +142,9 @@ impl Agents {
     /// A new stream of that node's agent. An older one ends: the node was restarted, or its connection was lost on one
     /// side alone.
     pub fn join(self: &Arc<Self>, node: &str, version: &str, held: Option<Digest>) -> Session {
+        // It stands in statuses and metrics, and an agent may say anything.
+        let version: String = version.chars().filter(char::is_ascii_graphic).take(VERSION_MAX).collect();
+        let version = version.as_str();
         let mut inner = self.lock();
         inner.sessions += 1;
         let id = inner.sessions;
@@ -261,6 +267,13 @@ impl Agents {
             *versions.entry(connected.version.clone()).or_default() += 1;
         }
         versions
+    }
+
+    /// Nodes whose agents are of another version than this controller, with that.
+    pub fn others(&self) -> BTreeMap<String, String> {
+        let inner = self.lock();
+        let others = inner.connected.iter().filter(|(_, connected)| connected.version != VERSION);
+        others.map(|(node, connected)| (node.clone(), connected.version.clone())).collect()
     }
 
     /// Puts up what each known node should hold; whoever waits for it learns only what is new to it.
@@ -548,6 +561,7 @@ pub(crate) mod tests {
         assert_eq!(agents.said(), said);
         assert_eq!(agents.standing(), Standing { connected: 1, in_step: 1 });
         assert_eq!(agents.versions(), [("2".to_owned(), 1)].into());
+        assert_eq!(agents.others(), [("n1".to_owned(), "2".to_owned())].into());
         second.applied(applied(b"a", &[("red", 1001, "")]));
         assert!(!signalled(&changed), "nothing has changed by it");
         second.rest();
@@ -634,6 +648,16 @@ pub(crate) mod tests {
         assert_eq!(heard().refused.as_deref(), Some("bad"));
         drop(session);
         assert!(agents.heard().is_empty());
+    }
+
+    #[test]
+    fn a_version_is_a_short_word_whatever_an_agent_says() {
+        let (agents, _) = table();
+        let _same = agents.join("n1", VERSION, None);
+        let _odd = agents.join("n2", &format!("1.0\n{{\"x\"}}\u{7f}{}", "x".repeat(999)), None);
+        let others = agents.others();
+        assert_eq!(others.keys().collect::<Vec<_>>(), ["n2"]);
+        assert!(others["n2"].starts_with("1.0{\"x\"}x") && others["n2"].len() == VERSION_MAX, "{others:?}");
     }
 
     #[test]

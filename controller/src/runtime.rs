@@ -23,7 +23,7 @@ use crate::{
     observe::Stores,
     publish::Publisher,
     rollout::{Input, Rollouts},
-    status,
+    status::{self, Beyond},
 };
 
 /// Changes are gathered this long before a plan is made of them.
@@ -186,7 +186,12 @@ async fn control(
             let shares = status::shares(&observed.snapshot);
             let input = Input { wanted: &plan.nodes, heard: &heard, shares: &shares };
             let configs = rollouts.advance(&input, started);
-            status::tell(&mut plan, rollouts.told(), &observed.snapshot);
+            let grace = Some(began + GRACE).filter(|end| {
+                Instant::now() < *end
+                    && !plan.nodes.keys().all(|node| observed.snapshot.agents.contains_key(node))
+            });
+            let (told, others, awaiting) = (rollouts.told(), &agents.others(), grace.is_some());
+            status::tell(&mut plan, &Beyond { told, others, awaiting }, &observed.snapshot);
             metrics.planned(&plan);
             linger.follow(&plan, &observed.snapshot, started);
 
@@ -196,11 +201,7 @@ async fn control(
             let publishing = Instant::now();
             publisher.publish(&plan, &configs, agents);
             metrics.stage(Stage::Publish, publishing.elapsed());
-            let grace = Some(began + GRACE).filter(|end| {
-                Instant::now() < *end
-                    && !plan.nodes.keys().all(|node| observed.snapshot.agents.contains_key(node))
-            });
-            let establish = applier.establish(pass, Timestamp::now(), grace.is_some());
+            let establish = applier.establish(pass, Timestamp::now(), awaiting);
             let mut notices = metrics.timed(Stage::Establish, establish).await;
             notices.extend(plan.notices.iter().cloned());
             events.tell(&notices, &observed.snapshot);

@@ -14,12 +14,28 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
 
 use crate::{
+    agents::VERSION,
     apply::write::{Version, Write},
     rollout::{Part, Told},
 };
 
-/// The condition of a roll-out.
-const ROLLED_OUT: &str = "RolledOut";
+/// How many nodes a message names.
+const NAMED: usize = 3;
+
+/// A condition that is there from the first time on that it is False. Where it holds, its reason is its own name.
+struct Occasional {
+    kind: &'static str,
+    fine: &'static str,
+}
+
+/// Of a roll-out.
+const ROLLED_OUT: Occasional =
+    Occasional { kind: reason::ROLLED_OUT, fine: "all nodes that can be reached have what is wanted" };
+/// Of the versions of agents.
+const VERSIONS_AGREE: Occasional = Occasional {
+    kind: reason::VERSIONS_AGREE,
+    fine: "all agents that are connected are of this controller's version",
+};
 
 /// A status to be written.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,67 +78,109 @@ pub fn shares(snapshot: &Snapshot) -> BTreeMap<String, u8> {
     snapshot.underlays.iter().map(share).collect()
 }
 
-/// Says in the plan's statuses how the roll-out of changes stands, and in its notices which are stopped. A condition is
-/// there from an object's first roll-out on.
-pub fn tell(plan: &mut Plan, told: &[Told], snapshot: &Snapshot) {
+/// What statuses say beyond the plan.
+pub struct Beyond<'a> {
+    /// Roll-outs that are under way or stopped.
+    pub told: &'a [Told],
+    /// Nodes whose agents are of another version, with that.
+    pub others: &'a BTreeMap<String, String>,
+    /// Some routers may be about to connect again: until they do, what stood of both stands.
+    pub awaiting: bool,
+}
+
+/// Adds to the plan's statuses how the roll-out of changes stands and which agents are of another version, and to its notices
+/// which roll-outs are stopped. These conditions are there from the first time on that they are False.
+pub fn tell(plan: &mut Plan, beyond: &Beyond<'_>, snapshot: &Snapshot) {
     let mut tenants: BTreeMap<&str, Vec<&Told>> = BTreeMap::new();
     let mut underlays: BTreeMap<&str, Vec<&Told>> = BTreeMap::new();
-    for told in told {
+    for told in beyond.told {
         match &told.unit.part {
             Part::Tenant(name) => tenants.entry(name).or_default().push(told),
             Part::Whole | Part::Underlay => underlays.entry(&told.unit.underlay).or_default().push(told),
         }
     }
-    let stands = |conditions: Option<&Vec<Condition>>| {
-        conditions.is_some_and(|all| all.iter().any(|condition| condition.type_ == ROLLED_OUT))
-    };
+    let mut skew: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (node, version) in beyond.others {
+        let underlay = plan.nodes.get(node).and_then(|config| config.underlay.as_ref());
+        if let Some(underlay) = underlay {
+            skew.entry(&underlay.name).or_default().push(format!("{node} has {version}"));
+        }
+    }
+    let skew: BTreeMap<String, String> =
+        skew.into_iter().map(|(u, nodes)| (u.to_owned(), skewed(&nodes))).collect();
+    let mut notices = Vec::new();
     for tenant in &snapshot.tenants {
         let name = tenant.name_any();
         let Some(status) = plan.tenant_status.get_mut(&name) else { continue };
-        let told = tenants.remove(name.as_str()).unwrap_or_default();
-        let before = stands(tenant.status.as_ref().map(|status| &status.conditions));
-        let notice =
-            rolled_out(&mut status.conditions, &told, before).map(|message| (About::Tenant(name), message));
-        plan.notices.extend(notice.map(stopped));
+        let standing = tenant.status.as_ref().map_or(&[][..], |status| &status.conditions);
+        let wrong = tenants.get(name.as_str()).map(|told| rolling(told));
+        notices.extend(stopped(About::Tenant(name), wrong.as_ref()));
+        occasional(&mut status.conditions, standing, beyond.awaiting, &ROLLED_OUT, wrong);
     }
     for underlay in &snapshot.underlays {
         let name = underlay.name_any();
         let Some(status) = plan.underlay_status.get_mut(&name) else { continue };
-        let told = underlays.remove(name.as_str()).unwrap_or_default();
-        let before = stands(underlay.status.as_ref().map(|status| &status.conditions));
-        let notice =
-            rolled_out(&mut status.conditions, &told, before).map(|message| (About::Underlay(name), message));
-        plan.notices.extend(notice.map(stopped));
+        let standing = underlay.status.as_ref().map_or(&[][..], |status| &status.conditions);
+        let wrong = underlays.get(name.as_str()).map(|told| rolling(told));
+        let skew = skew.get(&name).map(|message| (reason::VERSION_SKEW, message.clone()));
+        notices.extend(stopped(About::Underlay(name), wrong.as_ref()));
+        occasional(&mut status.conditions, standing, beyond.awaiting, &ROLLED_OUT, wrong);
+        occasional(&mut status.conditions, standing, beyond.awaiting, &VERSIONS_AGREE, skew);
     }
+    plan.notices.extend(notices);
 }
 
-fn stopped((about, message): (About, String)) -> Notice {
-    Notice { about, reason: reason::ROLL_OUT_STOPPED.to_owned(), message }
-}
+/// Why a condition is False, in one word, and what it says.
+type Wrong = (&'static str, String);
 
-/// Adds the condition; what it says where it is stopped.
-fn rolled_out(conditions: &mut Vec<Condition>, told: &[&Told], before: bool) -> Option<String> {
+/// How the roll-outs of one object stand; of several Underlays the stopped ones matter most.
+fn rolling(told: &[&Told]) -> Wrong {
     let stopped = told.iter().any(|told| told.stopped);
-    let (status, reason, message) = match told {
-        [] if !before => return None,
-        [] => ("True", reason::ROLLED_OUT, "all nodes that can be reached have what is wanted".to_owned()),
-        told => {
-            // Of several Underlays the stopped ones matter most.
-            let of = |told: &&&Told| told.stopped || !stopped;
-            let messages: Vec<&str> = told.iter().filter(of).map(|told| told.message.as_str()).collect();
-            let reason = if stopped { reason::ROLL_OUT_STOPPED } else { reason::ROLLING_OUT };
-            ("False", reason, messages.join("; "))
-        }
+    let matter = told.iter().filter(|told| told.stopped == stopped);
+    let messages: Vec<&str> = matter.map(|told| told.message.as_str()).collect();
+    let reason = if stopped { reason::ROLL_OUT_STOPPED } else { reason::ROLLING_OUT };
+    (reason, messages.join("; "))
+}
+
+fn stopped(about: About, wrong: Option<&Wrong>) -> Option<Notice> {
+    let (reason, message) = wrong.filter(|(reason, _)| *reason == reason::ROLL_OUT_STOPPED)?;
+    Some(Notice { about, reason: (*reason).to_owned(), message: message.clone() })
+}
+
+fn skewed(nodes: &[String]) -> String {
+    let more = match nodes.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    let named = nodes[..nodes.len().min(NAMED)].join("; ");
+    format!(
+        "{named}{more}, and this controller is {VERSION}: what stands goes on, and each ignores what it does not know of the other's; update the older ones"
+    )
+}
+
+/// Adds a condition that is not there before it is False once.
+fn occasional(
+    conditions: &mut Vec<Condition>,
+    standing: &[Condition],
+    awaiting: bool,
+    of: &Occasional,
+    wrong: Option<Wrong>,
+) {
+    let before = standing.iter().find(|condition| condition.type_ == of.kind);
+    let (status, reason, message) = match (wrong, before) {
+        (Some((reason, message)), _) => ("False", reason.to_owned(), message),
+        (None, None) => return,
+        (None, Some(before)) if awaiting => return conditions.push(before.clone()),
+        (None, Some(_)) => ("True", of.kind.to_owned(), of.fine.to_owned()),
     };
     conditions.push(Condition {
-        type_: ROLLED_OUT.to_owned(),
+        type_: of.kind.to_owned(),
         status: status.to_owned(),
-        reason: reason.to_owned(),
-        message: message.clone(),
+        reason,
+        message,
         observed_generation: conditions.first().and_then(|condition| condition.observed_generation),
         last_transition_time: Time(Timestamp::UNIX_EPOCH),
     });
-    stopped.then_some(message)
 }
 
 /// The status to write; `None` when the standing one says the same. An allocation that stands is never taken back.
@@ -205,6 +263,8 @@ pub fn true_conditions(status: &TenantStatus) -> Vec<&Condition> {
 
 #[cfg(test)]
 mod tests {
+    use calico_vni_planner::plan::NodePlan;
+
     use super::*;
     use crate::rollout::Unit;
 
@@ -309,15 +369,17 @@ mod tests {
             tenant.status = Some(status(conditions));
             Snapshot { tenants: vec![tenant], ..Snapshot::default() }
         };
-        let planned = |all: &[Told], standing: Vec<Condition>| {
+        let planned_while = |told: &[Told], standing: Vec<Condition>, awaiting| {
+            let beyond = Beyond { told, others: &BTreeMap::new(), awaiting };
             let mut plan = Plan::default();
             let accepted = vec![condition("Accepted", "True", "ok", 0)];
             plan.tenant_status.insert("red".to_owned(), status(accepted));
-            tell(&mut plan, all, &snapshot(standing));
+            tell(&mut plan, &beyond, &snapshot(standing));
             let condition = plan.tenant_status["red"].conditions.get(1).cloned();
             let condition = condition.map(|c| (c.status, c.reason, c.message, c.observed_generation));
             (condition, plan.notices)
         };
+        let planned = |told: &[Told], standing| planned_while(told, standing, false);
         assert_eq!(planned(&[], vec![]), (None, [].into()), "it never had one");
         let of_others =
             [told("a", Part::Underlay, true, "x"), told("a", Part::Tenant("blue".into()), true, "y")];
@@ -334,10 +396,57 @@ mod tests {
         assert_eq!(condition, Some(("False".into(), "RollOutStopped".into(), "n1: no".into(), Some(1))));
         assert_eq!(notices.first().unwrap().about, About::Tenant("red".to_owned()));
 
-        let (done, _) = planned(&[], vec![self::condition(ROLLED_OUT, "False", "1 of 3", 0)]);
-        assert_eq!(
-            done.map(|(status, reason, ..)| (status, reason)),
-            Some(("True".into(), "RolledOut".into()))
-        );
+        let before = || vec![self::condition("RolledOut", "False", "1 of 3", 0)];
+        let (done, _) = planned(&[], before());
+        let done = done.map(|(status, reason, ..)| (status, reason));
+        assert_eq!(done, Some(("True".into(), "RolledOut".into())));
+        // Who does not know yet how it stands says nothing else.
+        let (kept, _) = planned_while(&[], before(), true);
+        assert_eq!(kept, Some(("False".into(), "R".into(), "1 of 3".into(), Some(1))));
+    }
+
+    #[test]
+    fn agents_of_other_versions_are_told_on_their_underlay() {
+        let underlay = |name: &str| {
+            let spec = serde_json::json!({
+                "asn": 65001, "vtepCIDR": "10.255.0.0/24",
+                "neighbors": [{ "address": "192.0.2.1", "asn": 65100 }], "interfaces": [{ "name": "eth1" }],
+            });
+            Underlay::new(name, serde_json::from_value(spec).unwrap())
+        };
+        let snapshot = Snapshot { underlays: vec![underlay("a"), underlay("b")], ..Snapshot::default() };
+        let config = |node: &str, underlay: &str| NodePlan {
+            node: node.to_owned(),
+            underlay: Some(calico_vni_proto::model::Underlay {
+                name: underlay.to_owned(),
+                asn: 65001,
+                vtep: std::net::Ipv4Addr::LOCALHOST.into(),
+                router_id: std::net::Ipv4Addr::LOCALHOST,
+                neighbors: vec![],
+                interfaces: vec![],
+                mtu: None,
+                shared: vec![],
+                graceful_restart: true,
+                calico_asn: 64512,
+            }),
+            tenants: vec![],
+        };
+        let mut plan = Plan::default();
+        for name in ["a", "b"] {
+            plan.underlay_status.insert(name.to_owned(), UnderlayStatus::default());
+        }
+        for node in ["n1", "n2", "n3", "n4", "n5"] {
+            plan.nodes.insert(node.to_owned(), config(node, if node == "n5" { "b" } else { "a" }));
+        }
+        let others = ["n1", "n2", "n3", "n4", "elsewhere"];
+        let others = others.map(|node| (node.to_owned(), "0.0.9".to_owned())).into();
+        tell(&mut plan, &Beyond { told: &[], others: &others, awaiting: false }, &snapshot);
+        let [condition] = &plan.underlay_status["a"].conditions[..] else { panic!("{plan:?}") };
+        let told = (condition.type_.as_str(), condition.status.as_str(), condition.reason.as_str());
+        assert_eq!(told, ("VersionsAgree", "False", "VersionSkew"));
+        let text = &condition.message;
+        assert!(text.starts_with("n1 has 0.0.9; ") && text.contains("and 1 more"), "{text}");
+        assert!(text.contains(VERSION), "{text}");
+        assert_eq!(plan.underlay_status["b"].conditions, [], "nothing is wrong there, nor ever was");
     }
 }

@@ -126,14 +126,14 @@ mod tests {
     use super::*;
     use crate::last_good::Held;
 
-    fn held<T>(value: T) -> Option<Held<T>> {
-        Some(Held { digest: Digest::of(b""), value })
+    fn held<T>(value: T) -> Held<T> {
+        Held { digest: Digest::of(b""), value }
     }
 
     #[test]
     fn a_node_is_idle_only_when_the_controller_said_so() {
         let empty = NodeConfig { node: "n1".into(), underlay: None, tenants: Vec::new() };
-        let told = Told { guard: held(Guard::default()), config: held(empty) };
+        let told = Told { guard: Some(held(Guard::default())), config: Some(held(empty)) };
         assert!(is_idle(&told));
         assert!(is_idle(&Told { guard: None, ..told.clone() }));
 
@@ -143,11 +143,11 @@ mod tests {
             GuardTenant { name: "red".into(), vni: 1001, pools: vec!["10.200.0.0/16".parse().unwrap()] };
         let guarded = Guard { tenants: vec![red], ..Guard::default() };
         assert!(
-            !is_idle(&Told { guard: held(guarded), ..told.clone() }),
+            !is_idle(&Told { guard: Some(held(guarded)), ..told.clone() }),
             "another node's pool is guarded here"
         );
         let quarantine = Guard { quarantined: vec!["10.1.0.0/16".parse().unwrap()], ..Guard::default() };
-        assert!(!is_idle(&Told { guard: held(quarantine), ..told }), "a quarantine would end");
+        assert!(!is_idle(&Told { guard: Some(held(quarantine)), ..told }), "a quarantine would end");
     }
 
     #[tokio::test]

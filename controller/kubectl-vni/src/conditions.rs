@@ -8,8 +8,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 pub fn wrong(conditions: &[Condition]) -> impl Iterator<Item = &Condition> {
     conditions.iter().filter(|condition| {
         let bad = if condition.type_ == "Degraded" { "True" } else { "False" };
-        // Namespaces may come later.
-        condition.status == bad && condition.reason != reason::NO_NAMESPACES
+        // Namespaces may come later, and a change that is on its way is none that went wrong.
+        let fine = [reason::NO_NAMESPACES, reason::ROLLING_OUT].contains(&condition.reason.as_str());
+        condition.status == bad && !fine
     })
 }
 

@@ -186,8 +186,11 @@ impl Cluster {
         let api = self.calico().await?.context("the cluster serves no IPPools: is Calico installed?")?;
         let mut objects = Vec::new();
         for (resource, presence) in planned(api) {
-            let listed =
-                self.list(&resource).await.with_context(|| format!("list of {}", resource.plural))?;
+            let listed = self
+                .list(&resource)
+                .await
+                .map_err(said)
+                .with_context(|| format!("list of {}", resource.plural))?;
             match (listed, presence) {
                 (Some(found), _) => objects.extend(found),
                 (None, Presence::MayLack) => {}
@@ -211,7 +214,9 @@ impl Cluster {
                 }
                 Ok(_) => {}
                 Err(error) if is_missing(&error) => {}
-                Err(error) => return Err(error).with_context(|| format!("discovery of {group_version}")),
+                Err(error) => {
+                    return Err(said(error)).with_context(|| format!("discovery of {group_version}"));
+                }
             }
         }
         Ok(None)
@@ -315,6 +320,14 @@ pub fn planned(api: CalicoApi) -> Vec<(ApiResource, Presence)> {
 
 fn calico<S: CalicoSpec>(api: CalicoApi) -> ApiResource {
     ApiResource::erase::<calico_vni_crds::calico::Calico<S>>(&api)
+}
+
+/// What the API server says, without how it says it.
+pub fn said(error: kube::Error) -> anyhow::Error {
+    match error {
+        kube::Error::Api(status) => anyhow::Error::msg(status.message),
+        other => other.into(),
+    }
 }
 
 fn is_missing(error: &kube::Error) -> bool {

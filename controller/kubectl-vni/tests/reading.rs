@@ -61,6 +61,17 @@ fn status_of_all_and_of_one() {
     assert_eq!(golden("status", &["status"], &World::well()), Some(0));
     assert_eq!(golden("status-red", &["status", "red"], &World::well()), Some(0));
     assert_eq!(golden("status-unwell", &["status"], &unwell()), Some(1));
+    let rolling = json!({ "type": "RolledOut", "status": "False", "reason": "RollingOut", "message": "m",
+        "observedGeneration": 1, "lastTransitionTime": "2026-01-10T00:00:00Z" });
+    let stopped = |reason: &str| {
+        let mut condition = rolling.clone();
+        condition["reason"] = json!(reason);
+        World::well().with(&[json!({ "kind": "Tenant", "metadata": { "name": "red" }, "status": { "conditions": [condition] } })])
+    };
+    for (reason, code) in [("RollingOut", 0), ("RollOutStopped", 1)] {
+        let output = run(&["status", "-f", "-"], &stopped(reason).text());
+        assert_eq!(output.status.code(), Some(code), "{reason}: {}", stdout(&output));
+    }
     assert_eq!(golden("status-unwell-red", &["status", "red"], &unwell()), Some(1));
 }
 

@@ -111,6 +111,11 @@ pub const ROLL_OUT_STOPPED: &str = "RollOutStopped";
 /// All nodes that can be reached have what is wanted.
 pub const ROLLED_OUT: &str = "RolledOut";
 
+/// Agents are of another version than the controller.
+pub const VERSION_SKEW: &str = "VersionSkew";
+/// All agents that are connected are of the controller's version.
+pub const VERSIONS_AGREE: &str = "VersionsAgree";
+
 /// A condition that holds.
 pub const ACCEPTED: &str = "Accepted";
 /// Everything wanted stands.

@@ -59,10 +59,21 @@ async fn a_quarantine_appears_in_the_metrics_and_goes() {
 
     // An agent, and what it says.
     value(&controller, "agents_connected", &[], Some(0.0)).await;
-    let agent = FakeAgent::start("n1", controller.address, false, Held::default(), None);
+    let agent = {
+        let held = Held { version: Some("test"), ..Held::default() };
+        FakeAgent::start("n1", controller.address, false, held, None)
+    };
     value(&controller, "agents_connected", &[], Some(1.0)).await;
     value(&controller, "agents", &[("version", "test")], Some(1.0)).await;
     value(&controller, "agents_in_step", &[], Some(0.0)).await;
+    eventually("the Underlay to tell of it", async || {
+        let status = stage.underlay().await.status.unwrap_or_default();
+        match status.conditions.into_iter().find(|condition| condition.type_ == "VersionsAgree") {
+            Some(told) if told.status == "False" && told.message.contains("n1 has test") => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
     agent.acknowledge();
     value(&controller, "agents_in_step", &[], Some(1.0)).await;
 

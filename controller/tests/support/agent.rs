@@ -29,6 +29,8 @@ pub struct Held {
     pub config: Option<NodeConfig>,
     pub guard_digest: Option<Digest>,
     pub config_digest: Option<Digest>,
+    /// Of the agent; the controller's own where it is not said.
+    pub version: Option<&'static str>,
     /// `guard` and `config`, in the order in which they came.
     pub received: Vec<&'static str>,
 }
@@ -106,7 +108,7 @@ async fn run(
     let digests = held.lock().unwrap().clone();
     let hello = from_agent::Message::Hello(wire::Hello {
         node,
-        version: "test".into(),
+        version: held.lock().unwrap().version.unwrap_or(env!("CARGO_PKG_VERSION")).into(),
         guard_digest: digests.guard_digest.map(Digest::to_wire).unwrap_or_default(),
         config_digest: digests.config_digest.map(Digest::to_wire).unwrap_or_default(),
     });

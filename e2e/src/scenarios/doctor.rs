@@ -426,14 +426,16 @@ async fn nodes(world: &World) -> Result<()> {
         world.kubectl(&["patch", "underlays.calico-vni.io", "fabric", "--type=merge", "-p", &patch]).await
     };
     interfaces(&["eth1", "eth9"]).await?;
-    let missing = world.lab.members.iter().map(|node| {
+    // The change goes to one node first, and no further.
+    let missing = [
         expected(
-            format!("Node {}", node.name),
+            &about,
             "UplinkMissing",
             &["`eth9`", "spec.interfaces", "kubectl edit underlays.calico-vni.io fabric"],
-        )
-    });
-    found(world, "an interface that is not there", &missing.collect::<Vec<_>>()).await?;
+        ),
+        expected("Underlay fabric", "RollOutStopped", &["n1", "undo the change"]),
+    ];
+    found(world, "an interface that is not there", &missing).await?;
     interfaces(&["eth1"]).await?;
     well(world, "all interfaces there").await
 }

@@ -186,17 +186,16 @@ async fn one(world: &World, from: &Place, front: Front, behind: &Place, answers:
 async fn arrived(world: &World, place: &Place) -> Result<u64> {
     let nodes = world.lab.nodes();
     let list = ["nft", "-j", "list", "counters", "table", "inet", "lab"];
-    let text = match nodes.run(&place.netns, &list).await {
-        Ok(text) => text,
-        Err(_) => {
-            let rules = format!(
-                "add table inet lab; add chain inet lab input {{ type filter hook input priority 0; }}; \
-                 add counter inet lab syns; \
-                 add rule inet lab input tcp dport {PORT} tcp flags & (syn|ack) == syn counter name syns"
-            );
-            nodes.run(&place.netns, &["nft", &rules]).await?;
-            nodes.run(&place.netns, &list).await?
-        }
+    let text = if let Ok(text) = nodes.run(&place.netns, &list).await {
+        text
+    } else {
+        let rules = format!(
+            "add table inet lab; add chain inet lab input {{ type filter hook input priority 0; }}; \
+             add counter inet lab syns; \
+             add rule inet lab input tcp dport {PORT} tcp flags & (syn|ack) == syn counter name syns"
+        );
+        nodes.run(&place.netns, &["nft", &rules]).await?;
+        nodes.run(&place.netns, &list).await?
     };
     let list: Value = serde_json::from_str(&text).context("nft's list of counters")?;
     let counters = list["nftables"].as_array().context("nft's list of counters")?;
@@ -253,7 +252,7 @@ async fn put_behind(world: &World, mode: &str, place: &Place) -> Result<()> {
             FIRST_RULES,
             async || {
                 let rules = rules(world, node, mode).await?;
-                ensure!(rules.contains(&endpoint(mode, &address)), "its rules do not name {address}");
+                ensure!(rules.contains(&endpoint(mode, address)), "its rules do not name {address}");
                 Ok(())
             },
         )

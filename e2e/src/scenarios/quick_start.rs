@@ -32,10 +32,9 @@ pub async fn play(world: &mut World) -> Result<()> {
     doctor::services(world, true).await?;
     let played = follow(world, &commands).await;
     doctor::services(world, false).await?;
-    played?;
-
-    world.kubectl(&["delete", "deployment", "red-web", "--namespace=default"]).await?;
+    world.kubectl(&["delete", "deployment", "red-web", "--namespace=default", "--ignore-not-found"]).await?;
     world.annotate_pools(&["red-v6"], VNI, "1001").await?;
+    played?;
     world.blocks_at_leaf("red-v6", 1001).await?;
     world.programmed(RED_TENANT).await?;
     all_cells(world, &["red", "blue"]).await
@@ -71,7 +70,11 @@ async fn run(world: &mut World, command: &str) -> Result<bool> {
             step!("the lab's controller and routers take its place");
             Ok(false)
         }
-        ["kubectl", "vni", arguments @ ..] => vni(world, arguments).await.map(|()| false),
+        // Its exit code says whether all is well, which it is when the last node has said how it does.
+        ["kubectl", "vni", arguments @ ..] => {
+            print!("{}", wait::until(command, PATIENCE, async || vni(world, arguments).await).await?);
+            Ok(false)
+        }
         ["kubectl", "apply", "-f", file] => {
             print!("{}", world.apply_file(file).await?);
             world.put_pool("red-v6", RED_V6).await?;
@@ -89,7 +92,7 @@ async fn run(world: &mut World, command: &str) -> Result<bool> {
     }
 }
 
-async fn vni(world: &World, arguments: &[&str]) -> Result<()> {
+async fn vni(world: &World, arguments: &[&str]) -> Result<String> {
     let output = Command::new(paths::programs()?.join("kubectl-vni"))
         .args(arguments)
         .env("KUBECONFIG", world.api.kubeconfig(User::Admin))
@@ -97,9 +100,9 @@ async fn vni(world: &World, arguments: &[&str]) -> Result<()> {
         .output()
         .await
         .context("start kubectl-vni")?;
-    print!("{}", String::from_utf8_lossy(&output.stdout));
-    ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
-    Ok(())
+    let [said, errors] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    ensure!(output.status.success(), "{}: {said}{errors}", output.status);
+    Ok(said.into_owned())
 }
 
 /// Takes red away: its pods, its pools, and by that its Tenant.

@@ -94,12 +94,16 @@ pub fn check(facts: &Facts, plan: &Plan) -> (Controller, Vec<Finding>) {
         }
     }
     if known != Controller::Gone && !outstanding.is_empty() {
-        let cause = match known {
-            Controller::Leads => format!("a controller leads, and does not do what is wanted{waiting}"),
-            _ => format!(
-                "no controller does what is wanted{waiting}; there is no Lease {}/{LEASE} by which one could be seen",
-                facts.namespace
-            ),
+        let cause = if known == Controller::Leads {
+            format!("a controller leads, and does not do what is wanted{waiting}")
+        } else {
+            let lease = format!("Lease {}/{LEASE}", facts.namespace);
+            let unseen = if facts.knows("Lease") {
+                format!("there is no {lease} by which one could be seen")
+            } else {
+                format!("the {lease}, by which one would be seen, could not be read")
+            };
+            format!("no controller does what is wanted{waiting}; {unseen}")
         };
         let finding = Finding::problem("controller", "ControllerBehind", cause).fleeting();
         found.push(match known {

@@ -22,6 +22,7 @@ pub fn check(facts: &Facts, plan: &Plan) -> Vec<Finding> {
         found.extend(findings);
         found.extend(sessions(plan, underlay, away, &said));
     }
+    found.extend(stopped(facts));
     let excused = unheard > 0 || !unwell.is_empty();
     for tenant in &facts.snapshot.tenants {
         if !excused {
@@ -190,6 +191,28 @@ fn sessions(plan: &Plan, underlay: &Underlay, away: u32, said: &[Said]) -> Optio
             .command(format!("kubectl edit underlays.calico-vni.io {name}"))
             .fleeting(),
     )
+}
+
+/// Changes that nodes refuse.
+fn stopped(facts: &Facts) -> Vec<Finding> {
+    let snapshot = &facts.snapshot;
+    let underlays = snapshot.underlays.iter().filter_map(|underlay| {
+        Some(("Underlay", underlay.metadata.name.as_deref()?, &underlay.status.as_ref()?.conditions))
+    });
+    let tenants = snapshot.tenants.iter().filter_map(|tenant| {
+        Some(("Tenant", tenant.metadata.name.as_deref()?, &tenant.status.as_ref()?.conditions))
+    });
+    let finding = |(kind, name, conditions): (&str, &str, &Vec<Condition>)| {
+        let stopped = |c: &&Condition| c.status == "False" && c.reason == reason::ROLL_OUT_STOPPED;
+        let condition = conditions.iter().find(stopped)?;
+        Some(
+            Finding::problem(format!("{kind} {name}"), &condition.reason, &condition.message)
+                .remedy("undo the change, or repair these nodes: it goes on by itself, and all others keep what they have")
+                .command(format!("kubectl edit {}s.calico-vni.io {name}", kind.to_lowercase()))
+                .fleeting(),
+        )
+    };
+    underlays.chain(tenants).filter_map(finding).collect()
 }
 
 /// A tenant that is on its way for longer than it takes, while all routers are well.

@@ -20,7 +20,7 @@ use super::{
     facts::{Facts, Unread},
     installed::DEFINITIONS,
 };
-use crate::input::{Cluster, Presence, planned};
+use crate::input::{Cluster, Presence, planned, said};
 
 /// Pause before a second look: the controller does in much less what it has to do.
 pub const SECOND_LOOK: Duration = Duration::from_secs(4);
@@ -47,7 +47,7 @@ impl Reading<'_> {
                 served
             }
             Err(error) => {
-                self.unread.push(Unread { what, why: error.to_string() });
+                self.unread.push(Unread { what, why: format!("{:#}", said(error)) });
                 true
             }
         }
