@@ -63,3 +63,20 @@ pub async fn nothing_forbidden(cluster: &Cluster) -> Result<()> {
     step!("kind: the API server has refused the controller nothing");
     Ok(())
 }
+
+/// The commands by which docs/operations.md looks at a node, with what a container of ours may do.
+pub async fn looks(cluster: &Cluster) -> Result<()> {
+    let exec = ["-n", "calico-vni", "exec", "daemonset/calico-vni-router", "-c"];
+    let vtysh = "frr -- nsenter --net=/run/netns/calico-vni vtysh --vty_socket /var/run/frr/calico-vni -c";
+    let summary = [vtysh.split(' ').collect(), vec!["show bgp l2vpn evpn summary"]].concat();
+    let guard = "agent -- nft list table inet calico-vni".split(' ').collect();
+    let show = "agent -- calico-vni-router show".split(' ').collect();
+    for (command, told) in
+        [(summary, "local AS number 65001"), (guard, "table inet calico-vni"), (show, "in step")]
+    {
+        let text = cluster.kubectl(&[&exec, command.as_slice()].concat()).await?;
+        ensure!(text.contains(told), "`{}` does not say `{told}`: {text}", command.join(" "));
+    }
+    step!("kind: vtysh, nft and `calico-vni-router show` answer in the pods");
+    Ok(())
+}

@@ -99,6 +99,7 @@ async fn play(cluster: &Cluster, stay: bool) -> Result<()> {
 
     install::chart(cluster).await?;
     fabric::underlay(cluster).await?;
+    install::looks(cluster).await?;
     processes::capabilities(cluster).await?;
     fabric::tenant(cluster, "red", 1001, "10.200.0.0/16").await?;
     if stay {
