@@ -145,7 +145,9 @@ fn routes(steering: &Steering) -> String {
         let [first, _] = addresses(*pool);
         let dev = table % DEVICES;
         let default = if first.contains(':') { "::/0" } else { "0.0.0.0/0" };
-        writeln!(lines, "route add {default} dev d{dev} table {table}\nroute add {first} dev in0").unwrap();
+        // Pools of one tenant share its table.
+        writeln!(lines, "route replace {default} dev d{dev} table {table}\nroute add {first} dev in0")
+            .unwrap();
     }
     lines
 }
@@ -162,6 +164,13 @@ fn questions(steering: &Steering, every: usize) -> Vec<(String, String)> {
         asked.push((ask(&first, &last), tenants));
         asked.push((ask(&last, &first), "dev in0".into()));
         asked.push((ask(outside, &first), "dev in0".into()));
+        // Another pool of the tenant: its pods on this node are found by main, and by nothing wider than a host route.
+        let shares = |other: &IpNet| other != pool && matches!(other, IpNet::V6(_)) == first.contains(':');
+        for (other, _) in steering.pools.iter().filter(|(other, of)| *of == table && shares(other)) {
+            let [there, elsewhere] = addresses(*other);
+            asked.push((ask(&last, &there), "dev in0".into()));
+            asked.push((ask(&last, &elsewhere), format!("dev d{}", table % DEVICES)));
+        }
     }
     asked
 }
