@@ -81,6 +81,9 @@ pub trait Platform: Send + Sync {
     /// All that stands, as far as it concerns what is wanted. FRR's part is left empty.
     fn observe(&self, desired: &Desired) -> impl Future<Output = Result<Observed, NodeError>> + Send;
 
+    /// Whether anybody has changed packet filters, the guard or others', since the guard was last looked at.
+    fn filters_changed(&self) -> impl Future<Output = bool> + Send;
+
     /// Whether the guard is the one that is wanted.
     fn guard_stands(&self, desired: &Desired) -> impl Future<Output = Result<bool, NodeError>> + Send;
 
@@ -150,11 +153,16 @@ impl Node {
         }
     }
 
+    /// Numbers that the kernel counts up with each change of packet filters.
+    fn generation(&self) -> Option<[u32; 2]> {
+        let [host, router] = self.generations.as_ref()?;
+        Some([host.now().ok()?, router.now().ok()?])
+    }
+
     async fn guard_seen(&self) -> Result<GuardSeen, NftError> {
         let mut listed_in = self.listed_in.lock().await;
         // Taken before the listing: a change while it is listed makes it stale, not fresh.
-        let now =
-            self.generations.as_ref().and_then(|[host, router]| Some([host.now().ok()?, router.now().ok()?]));
+        let now = self.generation();
         if let (Some((then, seen)), Some(now)) = (listed_in.as_ref(), now)
             && *then == now
         {
@@ -271,6 +279,12 @@ impl Platform for Node {
             frr: Vec::new(),
             frr_error: None,
         })
+    }
+
+    async fn filters_changed(&self) -> bool {
+        let listed_in = self.listed_in.lock().await;
+        // Where the kernel does not tell, the slower look finds it.
+        listed_in.as_ref().zip(self.generation()).is_some_and(|((then, _), now)| *then != now)
     }
 
     async fn guard_stands(&self, desired: &Desired) -> Result<bool, NodeError> {

@@ -45,6 +45,9 @@ pub struct Settings {
     pub resync: Duration,
     /// The guard and FRR, which tell nothing by themselves.
     pub poll: Duration,
+    /// Whether anybody has changed any packet filter of the node, which costs one question to the kernel. A guard that is
+    /// gone opens the tenants' pods to their own node's neighbours until it is loaded again.
+    pub guard: Duration,
     /// How long to gather what the kernel tells.
     pub debounce: Duration,
 }
@@ -54,6 +57,7 @@ impl Default for Settings {
         Self {
             resync: Duration::from_secs(15),
             poll: Duration::from_secs(3),
+            guard: Duration::from_millis(200),
             debounce: Duration::from_millis(200),
         }
     }
@@ -293,18 +297,24 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
         Ok(tenants)
     }
 
-    /// Whether the guard or FRR is no longer what it was told to be.
-    async fn has_drifted(&self) -> bool {
+    /// Whether the guard is what it was told to be.
+    async fn guard_stands(&self) -> bool {
         let told = self.told.borrow().clone();
-        let Some(config) = &told.config else { return false };
+        let Some(config) = &told.config else { return true };
         let guard = told.guard.as_ref().map(|held| &held.value);
         let interfaces = config.value.underlay.as_ref().map_or(&[][..], |underlay| &underlay.interfaces);
-        let Ok(uplinks) = self.platform.uplinks(interfaces).await else { return true };
+        let Ok(uplinks) = self.platform.uplinks(interfaces).await else { return false };
         let desired = desired(&config.value, guard, &uplinks);
-        match self.platform.guard_stands(&desired).await {
-            Ok(true) => {}
-            Ok(false) | Err(_) => return true,
+        self.platform.guard_stands(&desired).await.unwrap_or(false)
+    }
+
+    /// Whether the guard or FRR is no longer what it was told to be.
+    async fn has_drifted(&self) -> bool {
+        if !self.guard_stands().await {
+            return true;
         }
+        let told = self.told.borrow().clone();
+        let Some(config) = &told.config else { return false };
         let now = Instant::now();
         let fresh = |change| !self.backoff.waits(&Op::Frr(change).to_string(), now);
         match self.frr.plan(&config.value).await {
@@ -319,6 +329,7 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
         loop {
             self.round(Instant::now()).await;
             let resync = Instant::now() + self.settings.resync;
+            let mut poll = Instant::now() + self.settings.poll;
             loop {
                 let retry = self.backoff.next().map_or(resync, |next| next.min(resync));
                 tokio::select! {
@@ -338,9 +349,17 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
                         break;
                     }
                     () = sleep_until(retry) => break,
-                    () = sleep(self.settings.poll) => if self.has_drifted().await {
-                        break;
-                    },
+                    () = sleep_until(poll) => {
+                        if self.has_drifted().await {
+                            break;
+                        }
+                        poll = Instant::now() + self.settings.poll;
+                    }
+                    () = sleep(self.settings.guard) => {
+                        if self.platform.filters_changed().await && !self.guard_stands().await {
+                            break;
+                        }
+                    }
                 }
             }
         }

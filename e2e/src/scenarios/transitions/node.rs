@@ -72,8 +72,8 @@ async fn by_hand(world: &World, breakage: &Breakage) -> Result<()> {
     through.end(breakage.what).await
 }
 
-/// Packets of one flow that may pass before the agent has seen that the guard is gone: it looks every 3 s, and loads the
-/// guard in less than 2 s.
+/// Packets of one flow that may pass before the guard is back: the agent asks for it every 0.2 s, and an emulated machine
+/// takes seconds to load it.
 const UNGUARDED: u64 = 5_000 / super::PAUSE_MS;
 
 /// The whole of the node's packet filter goes, Calico's too, which is put back at once. Until the agent has seen it,
