@@ -213,7 +213,7 @@ impl Router {
             outcomes.push(match step {
                 Step::Write(_) => written.next().unwrap_or_else(|| Err("FRR gave no result for it".into())),
                 Step::Announce(address, _) => self.announce(address).await,
-                Step::Rejoin(vni) => self.driver.rejoin(*vni).await.map_err(|e| e.to_string()),
+                Step::Rejoin(vni) => self.driver.rejoin(&[*vni]).await.map_err(|e| e.to_string()),
                 Step::Save => self.driver.save().await.map_err(|e| e.to_string()),
             });
         }
@@ -262,6 +262,12 @@ impl Frr for FrrLink {
             Ok(outcomes) => outcomes,
             Err(silent) => changes.iter().map(|_| Err(silent.to_string())).collect(),
         }
+    }
+
+    async fn rejoin(&self, vnis: &[u32]) -> Result<(), Silent> {
+        let (router, vnis) = (Arc::clone(&self.router), vnis.to_vec());
+        let write = async move { router.driver.rejoin(&vnis).await.map_err(|e| e.to_string()) };
+        self.bounded("a change of its configuration", self.patience, write).await?.map_err(Silent)
     }
 
     async fn sessions(&self, config: &NodeConfig) -> Result<Vec<wire::Session>, Silent> {

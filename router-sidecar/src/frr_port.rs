@@ -35,6 +35,9 @@ pub trait Frr: Send + Sync {
     /// Makes these changes of the last plan, and says of each, in their order, how it went.
     fn apply(&self, changes: &[Change]) -> impl Future<Output = Vec<Result<(), String>>> + Send;
 
+    /// Has it look again for the devices of these VNIs, which were made anew beneath a configuration that stayed.
+    fn rejoin(&self, vnis: &[u32]) -> impl Future<Output = Result<(), Silent>> + Send;
+
     /// Its BGP sessions.
     fn sessions(
         &self,

@@ -32,6 +32,7 @@ use crate::{
     op::Op,
     patience::Patience,
     report::{Report, TenantReport},
+    state::Kind,
 };
 
 /// Rounds of changes before what is left counts as failed: a change can undo another (a device that is made anew loses
@@ -281,7 +282,9 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
     async fn settled(&mut self, told: &Told, now: Instant) -> Result<Vec<TenantReport>, NodeError> {
         let Some(look) = look(told, &self.platform, &self.frr).await? else { return Ok(vec![]) };
         let waits = |op: &Op| self.backoff.waits(&op.to_string(), now);
+        let remade = remade(&look.ops);
         let (look, outcome) = settle(look, &self.platform, &self.frr, &self.metrics, waits).await?;
+        self.rejoin(remade, &look.ops).await;
         self.reasons.update(&look.ops, &outcome);
         let patient = !self.patience.is_over(now);
         let trusted = |tenant: &Tenant| patient && self.carried.get(&tenant.vni) == Some(tenant);
@@ -295,6 +298,20 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
         self.backoff.settle(look.ops.iter().map(ToString::to_string), now);
         debug!(left = look.ops.len(), "round done");
         Ok(tenants)
+    }
+
+    /// Tells FRR of devices that came back beneath it: release 8.4 does not tell the kernel again which routers are behind
+    /// them, and everything but the packets looks well.
+    async fn rejoin(&self, remade: BTreeSet<u32>, left: &[Op]) {
+        let vnis: Vec<u32> =
+            remade.into_iter().filter(|vni| !left.iter().any(|op| op.vni() == Some(*vni))).collect();
+        if vnis.is_empty() {
+            return;
+        }
+        match self.frr.rejoin(&vnis).await {
+            Ok(()) => info!(?vnis, "FRR looks again for devices that were made anew"),
+            Err(error) => warn!(?vnis, %error, "FRR was not told of devices that were made anew"),
+        }
     }
 
     /// Whether the guard is what it was told to be.
@@ -364,6 +381,21 @@ impl<P: Platform, F: Frr> Reconciler<P, F> {
             }
         }
     }
+}
+
+/// Tenants whose devices are made while FRR's part of them stands.
+fn remade(ops: &[Op]) -> BTreeSet<u32> {
+    let of_tunnel = |op: &&Op| match op {
+        Op::LinkAdd(_, link) => matches!(link.kind, Kind::Vrf { .. } | Kind::Bridge | Kind::Vxlan { .. }),
+        _ => false,
+    };
+    let mut remade: BTreeSet<u32> = ops.iter().filter(of_tunnel).filter_map(Op::vni).collect();
+    for op in ops.iter().filter(|op| matches!(op, Op::Frr(_))) {
+        if let Some(vni) = op.vni() {
+            remade.remove(&vni);
+        }
+    }
+    remade
 }
 
 fn all_failed(config: &NodeConfig, reason: &str) -> Vec<TenantReport> {

@@ -173,18 +173,22 @@ impl Driver {
         Ok(true)
     }
 
-    /// Takes an L3VNI of ours out of its VRF and puts it in again, so that zebra looks for its devices. Its configuration is
-    /// afterwards as it was.
-    pub async fn rejoin(&self, vni: u32) -> Result<(), Error> {
+    /// Takes L3VNIs of ours out of their VRFs and puts them in again, so that zebra looks for their devices and tells the kernel
+    /// of the routers behind them once more. The configuration is afterwards as it was.
+    pub async fn rejoin(&self, vnis: &[u32]) -> Result<(), Error> {
         let daemon = self.version().await?.vrf_owner();
         let mut vty = self.open(daemon).await?;
         let version: Version = ask(&mut vty, daemon, "show version").await?.parse()?;
-        for line in [format!("no vni {vni}"), format!("vni {vni}")] {
-            let lines = [format!("vrf {}", names::vrf(vni)), line, "exit-vrf".to_owned()];
-            let refusals =
-                batch::transaction(&mut vty, daemon, version, &[Part { op: 0, lines: &lines }]).await;
-            for (_, error) in refusals.map_err(|source| Error::Vty { daemon, source })? {
-                warn!(vni, %error, "FRR refused a line");
+        for verb in ["no vni", "vni"] {
+            let block = |vni: &u32| {
+                vec![format!("vrf {}", names::vrf(*vni)), format!("{verb} {vni}"), "exit-vrf".to_owned()]
+            };
+            let blocks: Vec<Vec<String>> = vnis.iter().map(block).collect();
+            let parts: Vec<Part> =
+                blocks.iter().enumerate().map(|(op, lines)| Part { op, lines: lines.as_slice() }).collect();
+            let refusals = batch::transaction(&mut vty, daemon, version, &parts).await;
+            for (op, error) in refusals.map_err(|source| Error::Vty { daemon, source })? {
+                warn!(vni = vnis[op], %error, "FRR refused a line");
             }
         }
         Ok(())

@@ -43,6 +43,9 @@ impl<T: Frr> Frr for Arc<T> {
     async fn apply(&self, changes: &[Change]) -> Vec<Result<(), String>> {
         T::apply(self, changes).await
     }
+    async fn rejoin(&self, vnis: &[u32]) -> Result<(), Silent> {
+        T::rejoin(self, vnis).await
+    }
     async fn sessions(&self, config: &NodeConfig) -> Result<Vec<calico_vni_proto::wire::Session>, Silent> {
         T::sessions(self, config).await
     }
@@ -217,6 +220,18 @@ async fn drift_is_put_right_in_time() {
     let took =
         agent.wait_for("switches", |agent| !agent.node.lock().observed.router.sysctls.is_empty()).await;
     assert!(took < Duration::from_secs(16), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn frr_is_told_of_devices_that_were_made_anew_beneath_it() {
+    let mut agent = Agent::start();
+    agent.tell(two_tenants());
+    agent.reported().await;
+    assert!(agent.frr.lock().rejoined.is_empty(), "new tenants are no news to it");
+    agent.node.lock().observed.router.links.remove("vrf1001");
+    agent.word.send(()).await.unwrap();
+    agent.wait_for("the VRF", |agent| agent.node.lock().observed.router.links.contains_key("vrf1001")).await;
+    agent.wait_for("a word to FRR", |agent| agent.frr.lock().rejoined == [1001]).await;
 }
 
 #[tokio::test(start_paused = true)]

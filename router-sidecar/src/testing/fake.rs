@@ -257,6 +257,8 @@ pub struct FrrInner {
     pub silent: bool,
     /// VNIs that it refuses.
     pub refused: Vec<u32>,
+    /// VNIs whose devices it was told to look for again.
+    pub rejoined: Vec<u32>,
 }
 
 impl FakeFrr {
@@ -294,6 +296,11 @@ impl Frr for FakeFrr {
             Ok(())
         };
         changes.iter().map(&mut apply).collect()
+    }
+
+    async fn rejoin(&self, vnis: &[u32]) -> Result<(), Silent> {
+        self.lock().rejoined.extend(vnis);
+        Ok(())
     }
 
     async fn sessions(&self, _: &NodeConfig) -> Result<Vec<wire::Session>, Silent> {
