@@ -9,11 +9,15 @@ use std::{
     io,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use calico_vni_proto::names;
 use ipnet::IpNet;
-use tokio::io::AsyncWriteExt as _;
+use tokio::{
+    io::AsyncWriteExt as _,
+    time::{Instant, sleep},
+};
 use tracing::{debug, warn};
 
 use super::{
@@ -26,6 +30,10 @@ use super::{
     version::{Daemon, Version, VersionError},
     vty::{Vty, VtyError},
 };
+
+/// How long bgpd and zebra may take to forget the routes of an L3VNI that was taken out, and how often zebra is asked.
+const FORGOTTEN: Duration = Duration::from_secs(5);
+const ASK: Duration = Duration::from_millis(50);
 
 /// Why FRR as a whole could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -189,6 +197,31 @@ impl Driver {
             let refusals = batch::transaction(&mut vty, daemon, version, &parts).await;
             for (op, error) in refusals.map_err(|source| Error::Vty { daemon, source })? {
                 warn!(vni = vnis[op], %error, "FRR refused a line");
+            }
+            if verb == "no vni" {
+                self.forgotten(vnis).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until no route of these VRFs leads into their tunnels. What bgpd still holds when the VNI comes back it does not
+    /// tell zebra again, and zebra then knows of no router behind it.
+    async fn forgotten(&self, vnis: &[u32]) -> Result<(), Error> {
+        let deadline = Instant::now() + FORGOTTEN;
+        let mut zebra = self.open(Daemon::Zebra).await?;
+        for vni in vnis {
+            let (vrf, tunnel) = (names::vrf(*vni), names::bridge(*vni));
+            while Instant::now() < deadline {
+                let mut routes = String::new();
+                for family in ["ip", "ipv6"] {
+                    let command = format!("show {family} route vrf {vrf}");
+                    routes.push_str(&ask(&mut zebra, Daemon::Zebra, &command).await?);
+                }
+                if !routes.contains(&format!(", {tunnel} ")) && !routes.contains(&format!(", {tunnel},")) {
+                    break;
+                }
+                sleep(ASK).await;
             }
         }
         Ok(())
