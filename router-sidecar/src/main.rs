@@ -207,7 +207,7 @@ async fn serve(command: Command) -> anyhow::Result<ExitCode> {
                 agent::dry_run(&options).await?;
                 return Ok(ExitCode::SUCCESS);
             }
-            agent::run(options).await?;
+            Box::pin(agent::run(options)).await?;
             if let Some((node, places)) = leaving
                 && cleanup::run_if_idle(&node, places).await?
             {
