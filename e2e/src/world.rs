@@ -179,6 +179,14 @@ impl World {
         Ok(())
     }
 
+    /// `kubectl vni` as somebody, started where the repository's files are.
+    pub fn vni(&self, user: User, arguments: &[&str]) -> Result<Local> {
+        let mut command = Local::new(program("kubectl-vni")?);
+        command.env("KUBECONFIG", self.api.kubeconfig(user)).args(arguments);
+        command.current_dir(paths::checkout()).kill_on_drop(true);
+        Ok(command)
+    }
+
     /// kubectl as the administrator.
     pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
         self.api.kubectl(args).await

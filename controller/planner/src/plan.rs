@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::Arc,
 };
 
@@ -143,4 +144,18 @@ pub enum About {
     Node(String),
     /// A Namespace.
     Namespace(String),
+}
+
+/// Kind and name, as the API server has them.
+impl fmt::Display for About {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, name) = match self {
+            Self::Pool(name) => ("IPPool", name),
+            Self::Tenant(name) => ("Tenant", name),
+            Self::Underlay(name) => ("Underlay", name),
+            Self::Node(name) => ("Node", name),
+            Self::Namespace(name) => ("Namespace", name),
+        };
+        write!(f, "{kind} {name}")
+    }
 }

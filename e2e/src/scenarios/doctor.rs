@@ -1,16 +1,15 @@
 //! `kubectl vni doctor` in broken situations: each is made, its one cause is found with the remedy and nothing else is,
 //! it is undone, and nothing is found any more. Before the first, nothing is found either.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use tokio::process::Command;
 
 use super::demo::{RED_TENANT, all_cells};
 use crate::{
     api::User,
-    leaf, paths, step,
+    leaf, step,
     topology::{LEAF_ASN, ROUTER_ASN},
     wait,
     world::{ADMISSION, World},
@@ -558,10 +557,7 @@ async fn well(world: &World, what: &str) -> Result<()> {
 
 /// Runs it with somebody's rights: exit code, and what it prints.
 async fn doctor(world: &World, user: User, arguments: &[&str]) -> Result<(i32, String)> {
-    let program: PathBuf = paths::programs()?.join("kubectl-vni");
-    ensure!(program.exists(), "{} is missing: run `make build`", program.display());
-    let mut command = Command::new(program);
-    command.env("KUBECONFIG", world.api.kubeconfig(user)).arg("doctor").args(arguments).kill_on_drop(true);
+    let mut command = world.vni(user, &[&["doctor"], arguments].concat())?;
     let output = command.output().await.context("kubectl-vni does not start")?;
     let code = output.status.code().context("kubectl-vni was killed")?;
     let text = String::from_utf8(output.stdout).context("what kubectl-vni prints")?;

@@ -7,16 +7,15 @@
 
 use std::{
     fmt::Display,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::transitions;
+use super::{spoofing::lab_counters, transitions};
 use crate::{
-    api::User,
     calico::Family,
     matrix::Place,
     nodes::{
@@ -184,22 +183,18 @@ async fn one(world: &World, from: &Place, front: Front, behind: &Place, answers:
 
 /// SYNs that have come to a pod's port, counted from the first call on.
 async fn arrived(world: &World, place: &Place) -> Result<u64> {
-    let nodes = world.lab.nodes();
-    let list = ["nft", "-j", "list", "counters", "table", "inet", "lab"];
-    let text = if let Ok(text) = nodes.run(&place.netns, &list).await {
-        text
+    let counters = if let Ok(counters) = lab_counters(world, &place.netns).await {
+        counters
     } else {
         let rules = format!(
             "add table inet lab; add chain inet lab input {{ type filter hook input priority 0; }}; \
              add counter inet lab syns; \
              add rule inet lab input tcp dport {PORT} tcp flags & (syn|ack) == syn counter name syns"
         );
-        nodes.run(&place.netns, &["nft", &rules]).await?;
-        nodes.run(&place.netns, &list).await?
+        world.lab.nodes().run(&place.netns, &["nft", &rules]).await?;
+        lab_counters(world, &place.netns).await?
     };
-    let list: Value = serde_json::from_str(&text).context("nft's list of counters")?;
-    let counters = list["nftables"].as_array().context("nft's list of counters")?;
-    counters.iter().find_map(|item| item["counter"]["packets"].as_u64()).context("no counter")
+    counters.get("syns").copied().context("no counter of SYNs")
 }
 
 /// Makes the Service, and returns its own address.
@@ -273,6 +268,10 @@ fn endpoint(mode: &str, address: impl Display) -> String {
     if mode == "iptables" { format!("{address}:{PORT}") } else { format!("{address} . {PORT}") }
 }
 
+fn proxy_dir(node: &Node) -> String {
+    format!("{RUN_DIR}/{}-kube-proxy", node.name)
+}
+
 fn proxy_name(node: &Node) -> String {
     format!("{}-kube-proxy", node.name)
 }
@@ -301,13 +300,9 @@ fn configuration(node: &Node, mode: &str, kubeconfig: &str) -> Result<String> {
 
 async fn start_proxy(world: &World, node: &Node, mode: &str) -> Result<()> {
     let (nodes, name) = (world.lab.nodes(), node.name.as_str());
-    let listen = SocketAddr::from(([127, 0, 0, 1], API_SERVER));
-    let to = SocketAddr::new(world.lab.site.outside, world.api.port());
-    nodes.forward(&format!("{name}-kube-proxy"), name, listen, to).await?;
-    let dir = format!("{RUN_DIR}/{name}-kube-proxy");
-    let [ca, kubeconfig, file] = ["ca.crt", "kubeconfig", "config.yaml"].map(|file| format!("{dir}/{file}"));
-    nodes.write(&ca, &world.api.ca()?, 0o644, None).await?;
-    nodes.write(&kubeconfig, &world.api.kubeconfig_by(listen, &ca, User::Admin)?, 0o600, None).await?;
+    let dir = proxy_dir(node);
+    let kubeconfig = world.reach_api_server(node, "kube-proxy", API_SERVER, &dir).await?;
+    let file = format!("{dir}/config.yaml");
     nodes.write(&file, &configuration(node, mode, &kubeconfig)?, 0o644, None).await?;
     let command = Command {
         netns: Some(name.to_owned()),
@@ -321,7 +316,7 @@ async fn start_proxy(world: &World, node: &Node, mode: &str) -> Result<()> {
 async fn stop_proxy(world: &World, node: &Node, mode: &str) -> Result<()> {
     let nodes = world.lab.nodes();
     nodes.kill(&proxy_name(node)).await?;
-    let file = format!("{RUN_DIR}/{}-kube-proxy/config.yaml", node.name);
+    let file = format!("{}/config.yaml", proxy_dir(node));
     let argv = [&world.lab.site.kube_proxy, "--cleanup", "--config", &file];
     let command = Command {
         netns: Some(node.name.clone()),

@@ -6,7 +6,6 @@ use std::{fs, time::Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use calico_vni_crds::keys::VNI;
-use tokio::process::Command;
 
 use super::{
     demo::{PODS, RED_TENANT, RED_V6, all_cells},
@@ -93,13 +92,7 @@ async fn run(world: &mut World, command: &str) -> Result<bool> {
 }
 
 async fn vni(world: &World, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(paths::programs()?.join("kubectl-vni"))
-        .args(arguments)
-        .env("KUBECONFIG", world.api.kubeconfig(User::Admin))
-        .current_dir(paths::checkout())
-        .output()
-        .await
-        .context("start kubectl-vni")?;
+    let output = world.vni(User::Admin, arguments)?.output().await.context("start kubectl-vni")?;
     let [said, errors] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
     ensure!(output.status.success(), "{}: {said}{errors}", output.status);
     Ok(said.into_owned())

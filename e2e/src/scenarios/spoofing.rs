@@ -124,9 +124,11 @@ fn with_handles(text: &str) -> Result<BTreeMap<String, Counter>> {
     Ok(list["nftables"].as_array().into_iter().flatten().filter_map(of).collect())
 }
 
-/// Packets by counter.
-fn read_counters(text: &str) -> Result<BTreeMap<String, u64>> {
-    Ok(with_handles(text)?.into_iter().map(|(name, (_, packets))| (name, packets)).collect())
+/// Packets by counter of a table `inet lab` that a scenario has made in a namespace; an error where there is none.
+pub(super) async fn lab_counters(world: &World, netns: &str) -> Result<BTreeMap<String, u64>> {
+    let argv = ["nft", "-j", "list", "counters", "table", "inet", "lab"];
+    let counters = with_handles(&world.lab.nodes().run(netns, &argv).await?)?;
+    Ok(counters.into_iter().map(|(name, (_, packets))| (name, packets)).collect())
 }
 
 /// By how much a counter of these namespaces has grown, all together.
@@ -240,8 +242,7 @@ async fn from_the_flat_network(world: &World, places: &Places) -> Result<()> {
     world.lab.nodes().run(&node.netns, &["nft", &rules]).await?;
     let growth = Growth::begin(world, &nodes[..1], RED_DROPS).await?;
     world.lab.nodes().shoot(to_node.shots.clone()).await?;
-    let argv = ["nft", "-j", "list", "counters", "table", "inet", "lab"];
-    let seen = read_counters(&world.lab.nodes().run(&node.netns, &argv).await?)?;
+    let seen = lab_counters(world, &node.netns).await?;
     world.lab.nodes().run(&node.netns, &["nft", "delete", "table", "inet", "lab"]).await?;
     ensure!(
         seen["forged"] == 0 && seen["own"] >= to_node.forbidden(),

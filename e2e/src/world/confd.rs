@@ -36,16 +36,23 @@ impl World {
         Ok(())
     }
 
-    async fn start_real_confd(&self, real: &RealConfd, node: &Node) -> Result<()> {
+    /// Lets a program on a node reach the API server by a port of the node's own loopback, as the administrator: writes what
+    /// it needs for that into a directory, and returns the path of the kubeconfig there.
+    pub async fn reach_api_server(&self, node: &Node, who: &str, port: u16, dir: &str) -> Result<String> {
         let (nodes, name) = (self.lab.nodes(), node.name.as_str());
-        let listen = SocketAddr::from(([127, 0, 0, 1], API_SERVER));
+        let listen = SocketAddr::from(([127, 0, 0, 1], port));
         let to = SocketAddr::new(self.lab.site.outside, self.api.port());
-        nodes.forward(&format!("{name}-apiserver"), name, listen, to).await?;
-
-        let dir = format!("{RUN_DIR}/{name}-confd");
+        nodes.forward(&format!("{name}-{who}-apiserver"), name, listen, to).await?;
         let (ca, kubeconfig) = (format!("{dir}/ca.crt"), format!("{dir}/kubeconfig"));
         nodes.write(&ca, &self.api.ca()?, 0o644, None).await?;
         nodes.write(&kubeconfig, &self.api.kubeconfig_by(listen, &ca, User::Admin)?, 0o600, None).await?;
+        Ok(kubeconfig)
+    }
+
+    async fn start_real_confd(&self, real: &RealConfd, node: &Node) -> Result<()> {
+        let (nodes, name) = (self.lab.nodes(), node.name.as_str());
+        let dir = format!("{RUN_DIR}/{name}-confd");
+        let kubeconfig = self.reach_api_server(node, "confd", API_SERVER, &dir).await?;
         let [bird, bird6] = Family::ALL.map(|family| control_socket(name, family));
         let at = NodeConfd {
             node: name,

@@ -184,9 +184,9 @@ impl Driver {
     /// Takes L3VNIs of ours out of their VRFs and puts them in again, so that zebra looks for their devices and tells the kernel
     /// of the routers behind them once more. The configuration is afterwards as it was.
     pub async fn rejoin(&self, vnis: &[u32]) -> Result<(), Error> {
-        let daemon = self.version().await?.vrf_owner();
+        let version = self.version().await?;
+        let daemon = version.vrf_owner();
         let mut vty = self.open(daemon).await?;
-        let version: Version = ask(&mut vty, daemon, "show version").await?.parse()?;
         for verb in ["no vni", "vni"] {
             let block = |vni: &u32| {
                 vec![format!("vrf {}", names::vrf(*vni)), format!("{verb} {vni}"), "exit-vrf".to_owned()]

@@ -37,14 +37,7 @@ pub fn check(facts: &Facts, plan: &Plan) -> Vec<Finding> {
 /// What a notice says is cause and way out in one; the commands do it.
 fn noticed(api: CalicoApi, notice: &Notice) -> Finding {
     let Notice { about, reason, message } = notice;
-    let (kind, name) = match about {
-        About::Pool(name) => ("IPPool", name),
-        About::Tenant(name) => ("Tenant", name),
-        About::Underlay(name) => ("Underlay", name),
-        About::Node(name) => ("Node", name),
-        About::Namespace(name) => ("Namespace", name),
-    };
-    let finding = Finding::problem(format!("{kind} {name}"), reason, message);
+    let finding = Finding::problem(about.to_string(), reason, message);
     let finding = if reason == reason::LEAVING {
         Finding { level: super::finding::Level::Hint, ..finding }
     } else {

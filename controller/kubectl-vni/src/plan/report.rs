@@ -13,7 +13,7 @@ use calico_vni_crds::{
 };
 use calico_vni_planner::{
     Plan, Snapshot,
-    plan::{About, NodePlan, Notice},
+    plan::{NodePlan, Notice},
     reason,
 };
 use calico_vni_proto::model::{Endpoint, Protocol};
@@ -106,14 +106,7 @@ fn write<'a>(
     if !plan.notices.is_empty() {
         heading(out, "WRONG", false)?;
         for Notice { about, reason, message } in &plan.notices {
-            let (kind, name) = match about {
-                About::Pool(name) => ("IPPool", name),
-                About::Tenant(name) => ("Tenant", name),
-                About::Underlay(name) => ("Underlay", name),
-                About::Node(name) => ("Node", name),
-                About::Namespace(name) => ("Namespace", name),
-            };
-            writeln!(out, "  {kind} {name}: {reason}: {message}")?;
+            writeln!(out, "  {about}: {reason}: {message}")?;
         }
     }
     Ok(())

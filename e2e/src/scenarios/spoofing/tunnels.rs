@@ -173,8 +173,7 @@ async fn of_a_foreign_vni(world: &World, places: &Places, node: &Node, end: &End
     through(&mut nobodys, LEAF, &tunnel, &[places.get("ext-red")?], red, false);
     world.lab.nodes().run(&router, &["nft", &rules]).await?;
     let shot = nobodys.shoot(world).await;
-    let argv = ["nft", "-j", "list", "counters", "table", "inet", "lab"];
-    let seen = super::read_counters(&world.lab.nodes().run(&router, &argv).await?)?;
+    let seen = super::lab_counters(world, &router).await?;
     world.lab.nodes().run(&router, &["nft", "delete", "table", "inet", "lab"]).await?;
     shot?;
     ensure!(
