@@ -86,12 +86,14 @@ pub fn desired(config: &NodeConfig, guard: Option<&Guard>, uplinks: &BTreeMap<St
         desired.uplinks.clone_from(&underlay.interfaces);
         router_base(&mut desired.router, underlay, uplinks);
         let mtu = tenant_mtu(underlay, uplinks);
+        let mut steered = Vec::new();
         for tenant in &config.tenants {
             router_tenant(&mut desired.router, underlay, tenant, mtu);
             let by_main = by_main(underlay, tenant, services.remove(&tenant.vni).unwrap_or_default());
             host_tenant(&mut desired.host, &by_main, tenant, mtu);
+            steered.push((tenant, by_main));
         }
-        desired.steering = Steering::new(&config.tenants);
+        desired.steering = Steering::new(steered);
     }
     desired
 }

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Rules of ours have these preferences.
-const PREFERENCES: std::ops::RangeInclusive<u32> = 19_999..=32_000;
+const PREFERENCES: std::ops::RangeInclusive<u32> = 9_999..=32_000;
 
 /// What is right in some place, what is nearly so, and what is wrong everywhere.
 fn text(right: &'static [&'static str]) -> BoxedStrategy<String> {
@@ -171,10 +171,11 @@ fn is_ours(op: &Op, interfaces: &[String]) -> bool {
             let leads = match rule.action {
                 Action::Lookup { table, .. } => table == MAIN || vni_of_table(table).is_some(),
                 Action::Goto(pref) => PREFERENCES.contains(&pref),
-                Action::Nop => true,
+                Action::Nop | Action::Blackhole => true,
                 Action::Other(_) => false,
             };
-            leads && PREFERENCES.contains(&rule.pref)
+            let by = rule.iif.as_ref().is_none_or(|iif| named(Space::Host, iif) || iif == LOOPBACK);
+            leads && by && PREFERENCES.contains(&rule.pref)
         }),
         Op::RouteAdd(_, route) | Op::RouteDelete(_, route) => vni_of_table(route.table).is_some(),
         Op::AddressAdd(space, address) | Op::AddressDelete(space, address) => named(*space, &address.dev),

@@ -164,9 +164,9 @@ fn commit(observed: &mut Observed, mischief: &Mischief) {
             }
         }
         Mischief::OldRule => {
-            let net = Some("10.77.0.0/16".parse().unwrap());
+            let from = Some("10.77.0.0/16".parse().unwrap());
             let action = Action::Lookup { table: MAIN, suppress_prefixlength: None };
-            observed.host.rules.insert(0, Rule { pref: 20_500, v6: false, from: net, to: None, action });
+            observed.host.rules.insert(0, Rule { from, ..Rule::all(20_500, false, action) });
         }
         Mischief::OldRoute => {
             let to = "10.77.0.0/16".parse().unwrap();

@@ -263,6 +263,8 @@ pub enum Action {
     Goto(u32),
     /// Goes on at the next rule.
     Nop,
+    /// Drops the packet without a word.
+    Blackhole,
     /// Something that we never make, or for packets that we never ask for; kept so that it can be named when it is
     /// deleted.
     Other(u8),
@@ -279,8 +281,29 @@ pub struct Rule {
     pub from: Option<IpNet>,
     /// Destination prefix; `None` is all of the family.
     pub to: Option<IpNet>,
+    /// Interface that it came in by; `lo` for what the node itself sends, and for most looks at the way back. `None` is
+    /// every one.
+    pub iif: Option<String>,
+    /// Bits that its mark has, all of them; `None` is any mark.
+    pub mark: Option<u32>,
     /// What it does.
     pub action: Action,
+}
+
+impl Rule {
+    /// For every packet of the family.
+    pub fn all(pref: u32, v6: bool, action: Action) -> Self {
+        Self { pref, v6, from: None, to: None, iif: None, mark: None, action }
+    }
+
+    /// How many of the things that a rule can ask for it leaves out.
+    pub fn leaves_out(&self) -> usize {
+        let suppress = matches!(self.action, Action::Lookup { suppress_prefixlength: Some(_), .. });
+        [self.from.is_some(), self.to.is_some(), self.iif.is_some(), self.mark.is_some(), suppress]
+            .into_iter()
+            .filter(|asked| !asked)
+            .count()
+    }
 }
 
 impl fmt::Display for Rule {
@@ -292,6 +315,12 @@ impl fmt::Display for Rule {
         }
         if let Some(to) = &self.to {
             write!(f, "to {to} ")?;
+        }
+        if let Some(iif) = &self.iif {
+            write!(f, "iif {iif} ")?;
+        }
+        if let Some(mark) = self.mark {
+            write!(f, "fwmark {mark:#x}/{mark:#x} ")?;
         }
         match &self.action {
             Action::Lookup { table, suppress_prefixlength } => {
@@ -307,6 +336,7 @@ impl fmt::Display for Rule {
             }
             Action::Goto(pref) => write!(f, "goto {pref}"),
             Action::Nop => f.write_str("nop"),
+            Action::Blackhole => f.write_str("blackhole"),
             Action::Other(action) => write!(f, "action {action}"),
         }
     }

@@ -1,12 +1,12 @@
-//! The policy rules in the real kernel: it decides as a plain list of rules would, also while they are replaced, and
-//! whatever somebody did to them by hand comes back.
+//! The policy rules in the real kernel: it decides as a plain list of rules would, also while they are replaced, lets in
+//! to a pool whom it should, and whatever somebody did to the rules by hand comes back.
 //!
 //! Needs root.
 
 mod support;
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     fmt::Write as _,
     io::Write as _,
     net::{Ipv4Addr, Ipv6Addr},
@@ -18,13 +18,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use calico_vni_proto::names;
 use calico_vni_router::{
     netlink::{Client, observe, write},
     rules::{
         Steering,
         change::{Step, changes},
     },
-    state::Space,
+    state::{Action, MAIN, Rule, Space},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -33,6 +34,14 @@ use support::Namespace;
 /// Name of the interface that a tenant's table `BASE + n` leads to is `d<n % DEVICES>`.
 const DEVICES: u32 = 8;
 const BASE: u32 = 1_000_001_000;
+/// As many of the tenants have doors; those of more would not fit.
+const DOORS: u32 = 800;
+/// What all of them reach by main, and who is nobody's.
+const REACHED: [&str; 2] = ["203.0.113.9", "2001:db8:9::9"];
+const STRANGERS: [&str; 2] = ["203.0.113.66", "2001:db8:9::66"];
+
+/// The link of the first of these tenants.
+const LINK: &str = "cv1000";
 
 /// A namespace with a device for every few tables.
 struct Host {
@@ -48,6 +57,7 @@ impl Host {
         space.run("sysctl", "-qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0");
         let host = Self { space, client };
         let mut lines = String::from("link add in0 type bridge\nlink set in0 up\n");
+        writeln!(lines, "link add {LINK} type bridge\nlink set {LINK} up").unwrap();
         for device in 0..DEVICES {
             writeln!(lines, "link add d{device} type bridge\nlink set d{device} up").unwrap();
         }
@@ -67,7 +77,7 @@ impl Host {
         batch(self.name(), flags, &all(others)) + &batch(self.name(), &[flags, &["-6"]].concat(), &all(v6))
     }
 
-    async fn rules(&self) -> Vec<calico_vni_router::state::Rule> {
+    async fn rules(&self) -> Vec<Rule> {
         observe::dump(&self.client, Space::Host).await.unwrap().state.rules
     }
 
@@ -88,6 +98,18 @@ impl Host {
 }
 
 fn batch(netns: &str, flags: &[&str], lines: &str) -> String {
+    let (answers, errors) = ask(netns, flags, lines);
+    assert!(errors.is_empty(), "{errors}");
+    answers
+}
+
+/// The answers to those lines that have one.
+fn forced(netns: &str, lines: &str) -> String {
+    ask(netns, &["-o", "-force"], lines).0
+}
+
+/// What `ip` says, and what it complains of.
+fn ask(netns: &str, flags: &[&str], lines: &str) -> (String, String) {
     let mut child = Command::new("ip")
         .args(["-n", netns])
         .args(flags)
@@ -100,11 +122,11 @@ fn batch(netns: &str, flags: &[&str], lines: &str) -> String {
     let mut input = child.stdin.take().unwrap();
     let lines = lines.to_owned();
     // Written beside the reading: either pipe may be full.
-    let writer = std::thread::spawn(move || input.write_all(lines.as_bytes()).unwrap());
+    // Without `-force` it ends at the first complaint, which its caller tells of.
+    let writer = std::thread::spawn(move || input.write_all(lines.as_bytes()).ok());
     let output = child.wait_with_output().unwrap();
     writer.join().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
 }
 
 /// `count` pools of each family, every fourth of them in the table of the one before it and the others in tables of their
@@ -120,8 +142,11 @@ fn pools(count: u32, apart: u32) -> Steering {
         ]
     };
     let table = |n: u32| BASE + n - u32::from(n % 4 == 3);
-    let pools = (0..count).flat_map(|n| pool(n).map(|pool| (pool, table(n))));
-    Steering { pools: pools.collect(), refused: BTreeMap::new() }
+    let pools = (0..count).flat_map(|n| pool(n).map(|pool| (pool, table(n)))).collect();
+    let reached: BTreeSet<IpNet> =
+        REACHED.map(|address| IpNet::from(address.parse::<std::net::IpAddr>().unwrap())).into();
+    let doors = (0..count.min(DOORS)).map(|n| (table(n), reached.clone())).collect();
+    Steering { pools, doors, ..Steering::default() }
 }
 
 /// Some addresses of a pool, or of nobody.
@@ -159,7 +184,7 @@ fn questions(steering: &Steering, every: usize) -> Vec<(String, String)> {
     for (pool, table) in steering.pools.iter().step_by(every) {
         let [first, last] = addresses(*pool);
         let tenants = format!("dev d{}", table % DEVICES);
-        let outside = if first.contains(':') { "2001:db8:9::9" } else { "203.0.113.9" };
+        let outside = REACHED[usize::from(first.contains(':'))];
         asked.push((ask(&last, outside), tenants.clone()));
         asked.push((ask(&first, &last), tenants));
         asked.push((ask(&last, &first), "dev in0".into()));
@@ -184,6 +209,38 @@ fn across(steering: &Steering) -> Vec<(String, String)> {
     asked
 }
 
+/// What asks for a pod's address without a right to it, and the rest of a question that has one.
+fn at_the_doors(steering: &Steering, every: usize) -> Vec<(String, Vec<String>)> {
+    let mut asked = Vec::new();
+    for (pool, table) in
+        steering.pools.iter().filter(|(_, table)| steering.doors.contains_key(table)).step_by(every)
+    {
+        let [first, _] = addresses(*pool);
+        let stranger = STRANGERS[usize::from(first.contains(':'))];
+        let ask = |rest: &str| format!("route get {first} from {stranger} {rest}");
+        let own = names::host_link(table - names::TABLE_BASE);
+        // Only one of the links is there.
+        let by_link = (own == LINK).then(|| ask(&format!("iif {LINK}")));
+        let mark = ask(&format!("iif in0 mark {:#x}", names::GUARD_MARK | 0x0001_0000));
+        asked.push((ask("iif in0"), [mark].into_iter().chain(by_link).collect()));
+    }
+    asked
+}
+
+/// Who is let in that should not be, and who is not that should be.
+fn wrong_at_the_doors(netns: &str, asked: &[(String, Vec<String>)]) -> Vec<String> {
+    let lines = |lines: Vec<&str>| lines.join("\n") + "\n";
+    let forbidden = lines(asked.iter().map(|(forbidden, _)| forbidden.as_str()).collect());
+    let let_in = forced(netns, &forbidden);
+    let permitted: Vec<&str> =
+        asked.iter().flat_map(|(_, permitted)| permitted).map(String::as_str).collect();
+    let answers = forced(netns, &lines(permitted.clone()));
+    let kept_out = permitted.len() - answers.lines().count();
+    let mut wrong: Vec<String> = let_in.lines().map(str::to_owned).collect();
+    wrong.extend((kept_out > 0).then(|| format!("{kept_out} of {} have no way: {answers}", permitted.len())));
+    wrong
+}
+
 /// Those that the kernel answers otherwise.
 fn wrong(netns: &str, asked: &[(String, String)]) -> Vec<String> {
     let lines = asked.iter().map(|(question, _)| question.as_str()).collect::<Vec<_>>().join("\n") + "\n";
@@ -206,14 +263,28 @@ async fn the_kernel_decides_as_by_a_plain_list() {
         let asked = [questions(&steering, 1), across(&steering)].concat();
         assert!(count < 4 || asked.len() > questions(&steering, 1).len(), "no tenant has two pools");
         assert_eq!(wrong(space.name(), &asked), Vec::<String>::new(), "{count} pools");
+        let doors = at_the_doors(&steering, 1);
+        assert_eq!(
+            doors.iter().flat_map(|(_, permitted)| permitted).count(),
+            doors.len() + 2,
+            "a link is missing"
+        );
+        assert_eq!(wrong_at_the_doors(space.name(), &doors), Vec::<String>::new(), "{count} pools");
         assert_eq!(space.bring_about(&steering).await, 0, "what stands is written again");
     }
     // The probe sees a rule that is missing.
     let (pool, _) = pools(300, 200).pools.into_iter().next().unwrap();
     let rules = space.rules().await;
-    let rule = rules.iter().find(|rule| rule.from == Some(pool) && rule.to.is_none()).unwrap();
+    let leads = |rule: &&Rule| {
+        rule.from == Some(pool) && matches!(rule.action, Action::Lookup { table, .. } if table != MAIN)
+    };
+    let rule = rules.iter().find(leads).unwrap();
     space.batch(&[], &format!("rule del pref {}\n", rule.pref));
     assert_ne!(wrong(space.name(), &questions(&pools(300, 200), 1)), Vec::<String>::new());
+    let doors = at_the_doors(&pools(300, 200), 1);
+    let blackhole = rules.iter().find(|rule| rule.action == Action::Blackhole).unwrap();
+    space.batch(&[], &format!("rule del pref {}\n", blackhole.pref));
+    assert!(wrong_at_the_doors(space.name(), &doors).len() >= 300, "nobody was kept out");
 }
 
 #[tokio::test]
@@ -237,6 +308,9 @@ async fn no_packet_is_led_wrong_while_rules_are_replaced() {
 
     let (over, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
     let asked = questions(&few, 3);
+    // The older release has none: the first change brings them.
+    space.bring_about(&few).await;
+    let doors = at_the_doors(&few, 3);
     let sampler = {
         let (over, rounds, netns, asked) =
             (over.clone(), rounds.clone(), space.name().to_owned(), asked.clone());
@@ -244,6 +318,7 @@ async fn no_packet_is_led_wrong_while_rules_are_replaced() {
             let mut seen = Vec::new();
             while !over.load(Ordering::Relaxed) {
                 seen.extend(wrong(&netns, &asked));
+                seen.extend(wrong_at_the_doors(&netns, &doors));
                 rounds.fetch_add(1, Ordering::Relaxed);
             }
             seen
@@ -271,11 +346,18 @@ async fn what_is_done_by_hand_is_put_right_and_foreign_rules_stay() {
     space.batch(&[], "rule add pref 12345 from 192.0.2.0/24 lookup 777\n-6 rule add pref 12345 from 2001:db8:2::/64 lookup 777\n");
     space.bring_about(&steering).await;
     let asked = [questions(&steering, 1), across(&steering)].concat();
+    let doors = at_the_doors(&steering, 1);
     for deed in [
         "rule flush proto 118",
         "-6 rule flush proto 118",
         "rule del pref 32000",
         "rule del pref 19999",
+        "rule del pref 9999",
+        "rule del pref 19998",
+        "rule add pref 9999 goto 15003 from 10.0.0.0/8 proto 118",
+        "rule add pref 10001 blackhole proto 118",
+        "rule add pref 15001 iif in0 goto 19998 proto 118",
+        "rule add pref 15001 fwmark 0x800/0x801 blackhole proto 118",
         "rule add pref 32000 from 10.0.0.0/8 nop proto 118",
         "rule add pref 19999 goto 26003 from 10.0.0.0/8 proto 118",
         "rule add pref 20001 from 10.0.0.0/8 lookup 7 proto 118",
@@ -292,6 +374,7 @@ async fn what_is_done_by_hand_is_put_right_and_foreign_rules_stay() {
         }
         space.bring_about(&steering).await;
         assert_eq!(wrong(space.name(), &asked), Vec::<String>::new(), "after `{deed}`");
+        assert_eq!(wrong_at_the_doors(space.name(), &doors), Vec::<String>::new(), "after `{deed}`");
     }
     for family in ["-4", "-6"] {
         assert!(space.batch(&[family], "rule show\n").contains("lookup 777"), "{family}");
@@ -313,7 +396,7 @@ async fn a_thousand_pools_cost_little_more_than_one() {
             .filter(|(pool, _)| matches!(pool, IpNet::V4(_)))
             .map(|(p, t)| (*p, *t))
             .collect(),
-        refused: BTreeMap::new(),
+        ..steering.clone()
     };
     let steering = v4(&steering);
     let mut list = String::new();

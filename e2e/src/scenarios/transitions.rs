@@ -95,19 +95,12 @@ impl Through {
 
     /// Lets the flows go on for some more rounds, ends them and judges: nothing forbidden may have arrived.
     pub async fn end(self, what: &str) -> Result<()> {
-        self.end_with(what, 0).await
-    }
-
-    /// The same for what opens the node for a moment: of each forbidden flow at most `most` packets may have arrived.
-    pub async fn end_with(self, what: &str, most: u64) -> Result<()> {
         self.flow().await?;
         let results = self.steady.stop().await?;
-        let sum =
-            steady::judge(&self.places, &self.cells, &results, most).with_context(|| what.to_owned())?;
+        let sum = steady::judge(&self.places, &self.cells, &results).with_context(|| what.to_owned())?;
         step!(
-            "{what}: of {} forbidden packets {} arrived; of {} permitted ones {} had no answer, the longest gap was {:.1} s",
+            "{what}: of {} forbidden packets none arrived; of {} permitted ones {} had no answer, the longest gap was {:.1} s",
             sum.forbidden,
-            sum.leaked,
             sum.permitted,
             sum.lost,
             sum.longest_gap.as_secs_f64()

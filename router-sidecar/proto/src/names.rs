@@ -15,6 +15,10 @@ pub const TABLE_BASE: u32 = 1_000_000_000;
 /// `/etc/iproute2/rt_protos`).
 pub const PROTOCOL: u8 = 118;
 
+/// Bit of a packet's mark by which the guard tells the host's policy rules that it stands and will judge the packet. Calico
+/// uses the upper 16 bits (`IptablesMarkMask`), kube-proxy 0x4000 and 0x8000, the CNI plugin portmap 0x2000.
+pub const GUARD_MARK: u32 = 0x0800;
+
 /// UDP port of VXLAN (RFC 7348 section 5).
 pub const VXLAN_PORT: u16 = 4789;
 

@@ -187,6 +187,7 @@ fn chains() -> Vec<(&'static str, Vec<String>)> {
         ("node-tenant", node_tenant()),
         ("node-link", [vec!["iifname @here goto node-tenant".to_owned()], no_tenant("iifname")].concat()),
         ("to-node", to_node()),
+        ("prerouting", prerouting()),
         (
             "forward",
             lines([
@@ -209,6 +210,18 @@ fn chains() -> Vec<(&'static str, Vec<String>)> {
             ]),
         ),
     ]
+}
+
+/// Tells the policy rules that the guard stands: without the mark they judge by themselves who is let in
+/// ([`crate::rules`]), before the packet comes to be counted here. Behind the translation of destinations, since they look
+/// at what it makes.
+fn prerouting() -> Vec<String> {
+    let mark = names::GUARD_MARK;
+    let mut lines = vec!["type filter hook prerouting priority dstnat + 10; policy accept;".to_owned()];
+    lines.extend(each(|ip, digit| {
+        format!("{ip} daddr @guarded{digit} meta mark set meta mark | {mark:#010x}")
+    }));
+    lines
 }
 
 fn lines<const N: usize>(lines: [&str; N]) -> Vec<String> {

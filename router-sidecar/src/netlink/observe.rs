@@ -370,7 +370,7 @@ fn uplink_route(message: &RouteMessage, index: u32) -> Option<UplinkRoute> {
 fn rule(message: &RuleMessage) -> Option<Rule> {
     let header = &message.header;
     let (mut pref, mut table, mut suppress, mut goto) = (0, u32::from(header.table), None, None);
-    let (mut from, mut to, mut ours) = (None, None, false);
+    let (mut from, mut to, mut iif, mut mark, mut mask, mut ours) = (None, None, None, None, None, false);
     let mut narrowed = header.tos != 0 || header.flags.contains(RuleFlags::Invert);
     for attribute in &message.attributes {
         match attribute {
@@ -382,11 +382,11 @@ fn rule(message: &RuleMessage) -> Option<Rule> {
             RuleAttribute::Source(ip) => from = IpNet::new(*ip, header.src_len).ok(),
             RuleAttribute::Destination(ip) => to = IpNet::new(*ip, header.dst_len).ok(),
             RuleAttribute::Protocol(protocol) => ours = *protocol == RouteProtocol::from(names::PROTOCOL),
-            // Ours look at addresses alone.
-            RuleAttribute::Iifname(_)
-            | RuleAttribute::Oifname(_)
-            | RuleAttribute::FwMark(_)
-            | RuleAttribute::FwMask(_)
+            RuleAttribute::Iifname(name) => iif = Some(name.clone()),
+            RuleAttribute::FwMark(bits) => mark = Some(*bits),
+            RuleAttribute::FwMask(bits) => mask = Some(*bits),
+            // Ours ask for nothing else.
+            RuleAttribute::Oifname(_)
             | RuleAttribute::TunId(_)
             | RuleAttribute::L3MDev(_)
             | RuleAttribute::UidRange(_)
@@ -396,12 +396,16 @@ fn rule(message: &RuleMessage) -> Option<Rule> {
             _ => {}
         }
     }
+    // Ours ask for all bits that they look at.
+    narrowed |= mark != mask;
+    let mark = mark.filter(|_| mark == mask);
     let action = match (header.action, goto) {
         (action, _) if narrowed => Action::Other(action.into()),
         (RuleAction::ToTable, _) => Action::Lookup { table, suppress_prefixlength: suppress },
         (RuleAction::Goto, Some(target)) => Action::Goto(target),
         (RuleAction::Nop, _) => Action::Nop,
+        (RuleAction::Blackhole, _) => Action::Blackhole,
         (other, _) => Action::Other(other.into()),
     };
-    ours.then_some(Rule { pref, v6: header.family == AddressFamily::Inet6, from, to, action })
+    ours.then_some(Rule { pref, v6: header.family == AddressFamily::Inet6, from, to, iif, mark, action })
 }

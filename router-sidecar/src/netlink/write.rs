@@ -267,6 +267,12 @@ fn rule_message(rule: &Rule) -> RuleMessage {
         message.header.dst_len = to.prefix_len();
         message.attributes.push(RuleAttribute::Destination(to.addr()));
     }
+    if let Some(iif) = &rule.iif {
+        message.attributes.push(RuleAttribute::Iifname(iif.clone()));
+    }
+    if let Some(mark) = rule.mark {
+        message.attributes.extend([RuleAttribute::FwMark(mark), RuleAttribute::FwMask(mark)]);
+    }
     match &rule.action {
         Action::Lookup { table, suppress_prefixlength } => {
             message.header.action = RuleAction::ToTable;
@@ -281,6 +287,7 @@ fn rule_message(rule: &Rule) -> RuleMessage {
             message.attributes.push(RuleAttribute::Goto(*pref));
         }
         Action::Nop => message.header.action = RuleAction::Nop,
+        Action::Blackhole => message.header.action = RuleAction::Blackhole,
         Action::Other(action) => message.header.action = RuleAction::from(*action),
     }
     message

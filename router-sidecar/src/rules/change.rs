@@ -7,11 +7,12 @@
 //! Packets may still be on their way through the old rules then. Therefore rules are deleted in the order of their
 //! preferences: one that is gone still leads a packet which stands at it to what it always led to, as long as the target
 //! of a `goto` does not go before the `goto` itself (net/core/fib_rules.c). Rules are written in the opposite order, so
-//! that the target of a `goto` is there before it.
+//! that the target of a `goto` is there before it. Where nothing is to remain, a bank of one rule that leads out counts
+//! first: a bank that goes rule by rule would catch packets that are not its own.
 
 use std::fmt;
 
-use super::{BAR, Bank, END, ENTRY, Pool, Steering, goto, trie::layout};
+use super::{Bank, DOORS, STEERING, Span, Steering};
 use crate::state::{Action, Rule};
 
 /// A change of the rules of one family, which is made whole or not at all.
@@ -56,49 +57,67 @@ impl fmt::Display for Change {
 /// The changes that make our rules, `observed` in the kernel's order, as they are wanted.
 pub fn changes(wanted: &Steering, observed: &[Rule]) -> Vec<Change> {
     let of = |v6| {
-        let observed: Vec<Rule> = observed.iter().filter(|rule| rule.v6 == v6).cloned().collect();
-        let pools = wanted.of(v6);
-        let steps = steps(v6, &pools, &observed);
-        (!steps.is_empty()).then_some(Change { v6, pools: pools.len(), steps })
+        let observed = observed.iter().filter(|rule| rule.v6 == v6).cloned();
+        // What lies in neither span goes with the steering.
+        let (doors, steering) = observed.partition(|rule| DOORS.holds(rule.pref));
+        let steps: Vec<Step> = [(DOORS, doors), (STEERING, steering)]
+            .into_iter()
+            .flat_map(|(span, observed)| steps(&span, v6, &|bank| wanted.layout(v6, bank), observed))
+            .collect();
+        (!steps.is_empty()).then(|| Change { v6, pools: wanted.of(v6).len(), steps })
     };
     [false, true].into_iter().filter_map(of).collect()
 }
 
-fn entry(v6: bool) -> Rule {
-    goto(v6, ENTRY, None, Bank::B.first)
+fn goto(pref: u32, v6: bool, target: u32) -> Rule {
+    Rule::all(pref, v6, Action::Goto(target))
 }
 
-fn bar(v6: bool) -> Rule {
-    goto(v6, BAR, None, END)
+fn end(span: &Span, v6: bool) -> Rule {
+    Rule::all(span.end, v6, Action::Nop)
 }
 
-fn end(v6: bool) -> Rule {
-    Rule { pref: END, v6, from: None, to: None, action: Action::Nop }
-}
-
-fn steps(v6: bool, pools: &[Pool], observed: &[Rule]) -> Vec<Step> {
-    if pools.is_empty() {
-        return delete(observed.to_vec());
+/// The steps in one span.
+fn steps(span: &Span, v6: bool, layout: &dyn Fn(Bank) -> Vec<Rule>, observed: Vec<Rule>) -> Vec<Step> {
+    if !layout(span.a).is_empty() {
+        return switch(span, v6, layout, &observed).0;
     }
-    let entry = entry(v6);
+    if observed.iter().all(|rule| matches!(rule.action, Action::Goto(_) | Action::Nop)) {
+        // Packets go through them as if there were none.
+        return delete(observed);
+    }
+    let way_out = |bank: Bank| vec![goto(bank.first, v6, bank.end)];
+    let (mut steps, left) = switch(span, v6, &way_out, &observed);
+    steps.extend(delete(left));
+    steps
+}
+
+/// The steps that let this layout count, and the rules that stand then.
+fn switch(
+    span: &Span,
+    v6: bool,
+    layout: &dyn Fn(Bank) -> Vec<Rule>,
+    observed: &[Rule],
+) -> (Vec<Step>, Vec<Rule>) {
+    let entry = goto(span.entry, v6, span.b.first);
     let within = |bank: Bank| observed.iter().filter(move |rule| bank.holds(rule.pref)).cloned();
-    let entries: Vec<&Rule> = observed.iter().filter(|rule| rule.pref == ENTRY).collect();
-    let counts = if entries.contains(&&entry) { Bank::B } else { Bank::A };
-    let lone_entry = counts == Bank::A || entries.len() == 1;
+    let entries: Vec<&Rule> = observed.iter().filter(|rule| rule.pref == span.entry).collect();
+    let counts = if entries.contains(&&entry) { span.b } else { span.a };
+    let lone_entry = counts == span.a || entries.len() == 1;
 
     let mut rest = observed.to_vec();
     let mut steps = Vec::new();
-    if counts == Bank::A {
+    if counts == span.a {
         // They lead nowhere as long as bank B is empty, and into the midst of it while it is written.
-        rest.retain(|rule| rule.pref != ENTRY);
+        rest.retain(|rule| rule.pref != span.entry);
         steps.extend(delete(entries.into_iter().cloned().collect()));
     }
-    let stays = if lone_entry && within(counts).eq(layout(pools, counts)) { counts } else { counts.other() };
-    let complete = within(stays).eq(layout(pools, stays));
+    let stays = if lone_entry && within(counts).eq(layout(counts)) { counts } else { span.other(counts) };
+    let complete = within(stays).eq(layout(stays));
     if !complete {
         steps.extend(delete(within(stays).collect()));
     }
-    let ends = [end(v6), bar(v6)];
+    let ends = [end(span, v6), goto(span.bar, v6, span.end)];
     steps.extend(ends.iter().filter(|end| !observed.contains(end)).cloned().map(Step::Add));
     rest.retain(|rule| !stays.holds(rule.pref));
     let mut keep = |rule: &Rule| {
@@ -109,24 +128,21 @@ fn steps(v6: bool, pools: &[Pool], observed: &[Rule]) -> Vec<Step> {
         keep(&entry);
     } else {
         if !complete {
-            steps.extend(layout(pools, stays).into_iter().rev().map(Step::Add));
+            steps.extend(layout(stays).into_iter().rev().map(Step::Add));
         }
-        if stays == Bank::B {
-            steps.push(Step::Add(entry));
+        if stays == span.b {
+            steps.push(Step::Add(entry.clone()));
         }
     }
     steps.extend(delete(rest));
-    steps
+    let stand = layout(stays).into_iter().chain(ends).chain((stays == span.b).then_some(entry));
+    (steps, stand.collect())
 }
 
 /// In the order of preferences. Of one preference the narrower come first: the kernel deletes the first rule that has
 /// all that it is given, and what a request leaves out fits every rule (`rule_find` in net/core/fib_rules.c).
 fn delete(mut rules: Vec<Rule>) -> Vec<Step> {
-    let left_out = |rule: &Rule| {
-        let suppress = matches!(rule.action, Action::Lookup { suppress_prefixlength: Some(_), .. });
-        [rule.from.is_some(), rule.to.is_some(), suppress].into_iter().filter(|given| !given).count()
-    };
-    rules.sort_by_key(|rule| (rule.pref, left_out(rule)));
+    rules.sort_by_key(|rule| (rule.pref, rule.leaves_out()));
     rules.into_iter().map(Step::Delete).collect()
 }
 

@@ -3,6 +3,8 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::change::Step;
 use crate::state::{Action, Rule};
 
@@ -23,6 +25,22 @@ struct Standing {
 
 /// A look-up that a packet came to: table, and the prefix length that does not count.
 pub type LookUp = (u32, Option<u8>);
+
+/// Stands among look-ups for the end of a packet that was dropped: no table has this number.
+pub const DROPPED: LookUp = (0, None);
+
+/// As much of a packet as rules look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'a> {
+    /// Source.
+    pub from: IpAddr,
+    /// Destination.
+    pub to: IpAddr,
+    /// Interface that it came in by.
+    pub iif: &'a str,
+    /// Its mark.
+    pub mark: u32,
+}
 
 impl Kernel {
     /// With these rules, added in this order.
@@ -80,7 +98,12 @@ impl Kernel {
                 (wanted, other) => wanted == other,
             };
             let given = |wanted: &Option<_>, other: &Option<_>| wanted.is_none() || wanted == other;
-            other.pref == rule.pref && action && given(&rule.from, &other.from) && given(&rule.to, &other.to)
+            other.pref == rule.pref
+                && action
+                && given(&rule.from, &other.from)
+                && given(&rule.to, &other.to)
+                && (rule.iif.is_none() || rule.iif == other.iif)
+                && (rule.mark.is_none() || rule.mark == other.mark)
         };
         let Some(at) = self.rules.iter().position(|other| fits(&other.rule)) else { return false };
         let gone = self.rules.remove(at);
@@ -103,13 +126,17 @@ impl Kernel {
     }
 
     /// The look-ups that a packet comes to, and how many rules it meets.
-    pub fn walk(&self, from: IpAddr, to: IpAddr) -> (Vec<LookUp>, usize) {
+    pub fn walk(&self, packet: Packet<'_>) -> (Vec<LookUp>, usize) {
         let (mut look_ups, mut met, mut at) = (Vec::new(), 0, 0);
         while let Some(Standing { rule, target, .. }) = self.rules.get(at) {
             met += 1;
             at += 1;
-            let within = |net: &Option<ipnet::IpNet>, ip| net.is_none_or(|net| net.contains(&ip));
-            if !within(&rule.from, from) || !within(&rule.to, to) {
+            let within = |net: &Option<IpNet>, ip| net.is_none_or(|net| net.contains(&ip));
+            let fits = within(&rule.from, packet.from)
+                && within(&rule.to, packet.to)
+                && rule.iif.as_ref().is_none_or(|iif| iif == packet.iif)
+                && rule.mark.is_none_or(|mark| packet.mark & mark == mark);
+            if !fits {
                 continue;
             }
             match &rule.action {
@@ -121,9 +148,18 @@ impl Kernel {
                         at = self.rules.iter().position(|other| other.number == *target).expect("it stands");
                     }
                 }
+                Action::Blackhole => {
+                    look_ups.push(DROPPED);
+                    break;
+                }
                 Action::Nop | Action::Other(_) => {}
             }
         }
         (look_ups, met)
+    }
+
+    /// The look-ups of a packet that came in somewhere, without a mark.
+    pub fn ways(&self, from: IpAddr, to: IpAddr) -> Vec<LookUp> {
+        self.walk(Packet { from, to, iif: "eth0", mark: 0 }).0
     }
 }

@@ -1,7 +1,8 @@
-//! The policy rules of the host's namespace: whose packets go into which table. Pure.
+//! The policy rules of the host's namespace: whose packets go into which table, and who is let in to a tenant's pods by
+//! main. Pure.
 //!
-//! For each pool P of a local tenant with table T, and each pool Q of that tenant (P itself among them), the kernel is to
-//! do, in this order:
+//! **Steering.** For each pool P of a local tenant with table T, and each pool Q of that tenant (P itself among them), the
+//! kernel is to do, in this order:
 //!
 //! ```text
 //! from P to Q lookup main suppress_prefixlength 31   pods of the tenant on this node (IPv6: 127)
@@ -10,48 +11,65 @@
 //!
 //! The first keeps the reverse path of a local pod at its own interface, which Calico checks; of the main table only
 //! host routes count there, so that a block that lives on another node still goes into the VRF. Where a tenant has several
-//! pools of a family they share one block of these rules, without `from`, and each pool has a `goto` to it.
+//! pools of a family they share one block of these rules, without `from`, and each pool has a `goto` to it ([`steering`]).
 //!
-//! The kernel walks its rules one by one for every packet of the node, so these lie in a trie of `goto` rules
-//! ([`trie`]), and a trie that is to change is written anew beside the one that stands ([`change`]):
+//! **Doors.** The guard judges what goes to a pool of a tenant, and marks it. Where somebody took the guard away nothing is
+//! marked, and rules take its place, as far as rules can ([`doors`]):
 //!
 //! ```text
-//! 19999          goto 26000   there: bank B is the one that counts; not there: bank A is
-//! 20000 - 25998  bank A
-//! 25999          goto 32000   bank B is never met by the way
-//! 26000 - 31999  bank B
-//! 32000          nop          where both banks end; the look-up goes on with the rules after it
+//! fwmark guard                             the guard stands: on to the steering
+//! to P iif cvN, to P from Q, to P iif lo   out of its VRF, from its pods on this node, from the node: on
+//! to P from <what it reaches by main>      on
+//! to P                                     blackhole
 //! ```
 //!
-//! All of it exists once for IPv4 and once for IPv6, each with its own bank that counts. Rules of others between 19999
+//! The kernel walks its rules one by one for every packet of the node, so both lie in tries of `goto` rules ([`trie`]),
+//! and a trie that is to change is written anew beside the one that stands ([`change`]), each in a [`Span`] of its own:
+//!
+//! ```text
+//!  9999          goto 15000   there: bank B of the doors is the one that counts; not there: bank A is
+//! 10000 - 14998  bank A
+//! 14999          goto 19998   bank B is never met by the way
+//! 15000 - 19997  bank B
+//! 19998          nop          where both banks end; the look-up goes on with the rules after it
+//! 19999 - 32000  the steering, in the same way
+//! ```
+//!
+//! All of it exists once for IPv4 and once for IPv6, each with its own bank that counts. Rules of others between 9999
 //! and 32000 are left alone, but which packets meet them is not defined.
 
 pub mod change;
+mod doors;
 #[cfg(test)]
 pub mod kernel;
-pub mod trie;
+mod steering;
+mod trie;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use calico_vni_proto::{model::Tenant, names};
 use ipnet::IpNet;
 
-use crate::state::{Action, MAIN, Rule};
+use self::doors::Doors;
+use crate::state::Rule;
 
-/// Preference of the rule that makes bank B the one that counts.
-///
-/// There is none for bank A, since no second one could be told from the first: the kernel takes two `goto` rules of one
-/// preference for the same, whatever their targets (`rule_exists` in net/core/fib_rules.c).
-pub const ENTRY: u32 = 19_999;
-
-/// Preference behind bank A, of a rule that leads past bank B, which may be half written.
-pub const BAR: u32 = 25_999;
-
-/// Preference at which both banks end.
-pub const END: u32 = 32_000;
-
-/// Pools of one family that a node can carry: more might not fit into a bank, see [`trie`].
-pub const MOST: usize = 1450;
+/// Preferences for a layout and for the one that replaces it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Preference of the rule that makes bank B the one that counts.
+    ///
+    /// There is none for bank A, since no second one could be told from the first: the kernel takes two `goto` rules of
+    /// one preference for the same, whatever their targets (`rule_exists` in net/core/fib_rules.c).
+    pub entry: u32,
+    /// The bank that counts without an entry rule.
+    pub a: Bank,
+    /// Preference behind bank A, of a rule that leads past bank B, which may be half written.
+    pub bar: u32,
+    /// The bank that counts with it.
+    pub b: Bank,
+    /// Preference at which both banks end.
+    pub end: u32,
+}
 
 /// A range of preferences that holds a whole layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,46 +78,77 @@ pub struct Bank {
     pub first: u32,
     /// Its last preference.
     pub last: u32,
+    /// Where packets go on that it has nothing more for.
+    pub end: u32,
+}
+
+/// Where the rules of the doors lie.
+pub const DOORS: Span = Span::new(9_999, 14_999, 19_998);
+
+/// Where the rules of the steering lie.
+pub const STEERING: Span = Span::new(19_999, 25_999, 32_000);
+
+/// Pools of one family that a node can carry: more might not fit into a bank of [`STEERING`], see [`trie`].
+pub const MOST: usize = 1450;
+
+impl Span {
+    const fn new(entry: u32, bar: u32, end: u32) -> Self {
+        let a = Bank { first: entry + 1, last: bar - 1, end };
+        Self { entry, a, bar, b: Bank { first: bar + 1, last: end - 1, end }, end }
+    }
+
+    /// Whether a preference lies in it.
+    pub fn holds(&self, pref: u32) -> bool {
+        (self.entry..=self.end).contains(&pref)
+    }
+
+    fn other(&self, bank: Bank) -> Bank {
+        if bank == self.a { self.b } else { self.a }
+    }
 }
 
 impl Bank {
-    /// The one that counts without an entry rule.
-    pub const A: Self = Self { first: 20_000, last: 25_998 };
-    /// The one that counts with it.
-    pub const B: Self = Self { first: 26_000, last: 31_999 };
-
     /// Whether a preference lies in it.
     pub fn holds(self, pref: u32) -> bool {
         (self.first..=self.last).contains(&pref)
     }
 
-    fn other(self) -> Self {
-        if self == Self::A { Self::B } else { Self::A }
+    /// How many rules fit.
+    const fn room(self) -> usize {
+        (self.last - self.first + 1) as usize
     }
 }
 
 /// A pool and the table that its pods' packets go into.
 pub type Pool = (IpNet, u32);
 
-/// Which pools go into which tables.
+/// Which pools go into which tables, and who is let in to them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Steering {
     /// Tables by pool; no two overlap, and of one family there are at most [`MOST`].
     pub pools: BTreeMap<IpNet, u32>,
+    /// By table, what the tenant reaches by main, which therefore is let in without the guard. A tenant that is not among
+    /// them has the guard alone.
+    pub doors: BTreeMap<u32, BTreeSet<IpNet>>,
     /// Why not all of a tenant's pools are among them, by VNI. The guard stands for those that are not.
     pub refused: BTreeMap<u32, String>,
 }
 
 impl Steering {
-    /// For these tenants. Where there are too many, those with the highest link indices are refused: indices are given
-    /// out from the lowest, so that mostly who came last goes without.
-    pub fn new(tenants: &[Tenant]) -> Self {
+    /// For these tenants, each with what it reaches by main. Where there are too many, those with the highest link indices
+    /// are refused: indices are given out from the lowest, so that mostly who came last goes without.
+    pub fn new<'a>(tenants: impl IntoIterator<Item = (&'a Tenant, BTreeSet<IpNet>)>) -> Self {
         let mut steering = Self::default();
-        let mut tenants: Vec<&Tenant> = tenants.iter().collect();
-        tenants.sort_by_key(|tenant| (tenant.link_index, tenant.vni));
-        for tenant in tenants {
+        let mut doors = Doors::default();
+        let mut tenants: Vec<_> = tenants.into_iter().collect();
+        tenants.sort_by_key(|(tenant, _)| (tenant.link_index, tenant.vni));
+        for (tenant, by_main) in tenants {
             if let Err(reason) = steering.take(tenant) {
                 steering.refused.insert(tenant.vni, reason);
+            }
+            let pools: Vec<IpNet> = tenant.pools.iter().map(|pool| pool.cidr.trunc()).collect();
+            if doors.take(&pools, &by_main) {
+                steering.doors.insert(names::table(tenant.vni), by_main);
             }
         }
         steering
@@ -135,6 +184,16 @@ impl Steering {
         before.into_iter().chain(after).find(overlaps).map(|(other, table)| (*other, *table))
     }
 
+    /// What the rules of one family are, of the steering and of the doors, if they stand in this bank.
+    fn layout(&self, v6: bool, bank: Bank) -> Vec<Rule> {
+        let pools = self.of(v6);
+        if DOORS.holds(bank.first) {
+            doors::layout(&pools, &self.doors, v6, bank)
+        } else {
+            steering::layout(&pools, v6, bank)
+        }
+    }
+
     /// The pools of one family, in the order of their addresses.
     pub fn of(&self, v6: bool) -> Vec<Pool> {
         self.pools
@@ -149,37 +208,9 @@ fn is_v6(pool: IpNet) -> bool {
     matches!(pool, IpNet::V6(_))
 }
 
-/// Pods of the tenant on this node are found in the main table: `from` one of its pools `to` one of its pools.
-fn local(pref: u32, from: Option<IpNet>, to: IpNet) -> Rule {
-    let action = Action::Lookup { table: MAIN, suppress_prefixlength: Some(to.max_prefix_len() - 1) };
-    Rule { pref, v6: is_v6(to), from: from.and_then(given), to: given(to), action }
-}
-
-/// Everything else goes into the tenant's table.
-fn into_table(pref: u32, v6: bool, from: Option<IpNet>, table: u32) -> Rule {
-    let action = Action::Lookup { table, suppress_prefixlength: None };
-    Rule { pref, v6, from: from.and_then(given), to: None, action }
-}
-
 /// A prefix without length is read back as none.
 fn given(net: IpNet) -> Option<IpNet> {
     (net.prefix_len() > 0).then_some(net)
-}
-
-fn goto(v6: bool, pref: u32, from: Option<IpNet>, target: u32) -> Rule {
-    Rule { pref, v6, from, to: None, action: Action::Goto(target) }
-}
-
-/// The rules as a plain list, all of one preference: what a packet is to do, without the layout.
-#[cfg(test)]
-pub fn plain_list(pools: &[Pool], pref: u32) -> Vec<Rule> {
-    let mut list = Vec::new();
-    for (pool, table) in pools {
-        let own = pools.iter().filter(|(_, other)| other == table);
-        list.extend(own.map(|(other, _)| local(pref, Some(*pool), *other)));
-        list.push(into_table(pref, is_v6(*pool), Some(*pool), *table));
-    }
-    list
 }
 
 #[cfg(test)]
@@ -187,9 +218,13 @@ mod tests {
     use super::*;
     use crate::testing::tenant;
 
+    fn new(tenants: &[Tenant]) -> Steering {
+        Steering::new(tenants.iter().map(|tenant| (tenant, BTreeSet::new())))
+    }
+
     #[test]
     fn pools_of_either_family_go_into_their_tenants_table() {
-        let steering = Steering::new(&[tenant("red", 1001, &["10.200.0.0/16", "fd00:200::/64"])]);
+        let steering = new(&[tenant("red", 1001, &["10.200.0.0/16", "fd00:200::/64"])]);
         let pool = |pool: &str| (pool.parse().unwrap(), 1_000_001_001);
         assert_eq!(steering.of(false), [pool("10.200.0.0/16")]);
         assert_eq!(steering.of(true), [pool("fd00:200::/64")]);
@@ -205,7 +240,7 @@ mod tests {
             ("10.0.0.0/16", "10.0.0.0/8"),
             ("10.0.0.0/8", "10.0.0.0/16"),
         ] {
-            let steering = Steering::new(&[
+            let steering = new(&[
                 tenant("red", 1001, &[first]),
                 tenant("blue", 1002, &[second, "10.0.0.0/7", "11.0.0.0/8"]),
             ]);
@@ -220,7 +255,7 @@ mod tests {
         let pools: Vec<&str> = names.iter().map(String::as_str).collect();
         let one_more = pools[MOST];
         let late = tenant("late", 1002, &[one_more, "fd00::/64"]);
-        let steering = Steering::new(&[late, tenant("early", 1001, &pools[..MOST])]);
+        let steering = new(&[late, tenant("early", 1001, &pools[..MOST])]);
         assert_eq!(steering.of(false).len(), MOST);
         assert_eq!(steering.of(true).len(), 1, "the other family has its own room");
         let reason = &steering.refused[&1002];

@@ -6,19 +6,15 @@
 //! common bits alone would halve nothing. In front of all stand up to [`GATES`] prefixes that hold all pools between
 //! them: what is in none, such as the packets of the node itself, leaves there.
 //!
-//! A pool that is its tenant's only one has its two rules in its list. Pools of one tenant have a `goto` there, to the block
-//! of that tenant behind all lists, since a `goto` leads forward.
-//!
 //! A part of five or more never leaves a list of one, so that there are at most half as many lists as pools but for one
-//! behind each gate: with at most three rules a pool (two pools of a tenant: two `goto`, two local look-ups, the table, the
-//! way out), a way out of each list and a `goto` to each but the first, [`super::MOST`] pools fit into a bank. Every rule has a preference of its own: with two of one preference it would depend on history
-//! which comes first and which of them is the target of a `goto`.
+//! behind each gate; each list has a way out, and each but the first a `goto`: [`most`]. Every rule has a preference of its
+//! own: with two of one preference it would depend on history which comes first and which of them is the target of a `goto`.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::ops::Range;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Bank, END, Pool, goto, into_table, local};
+use super::{Bank, Pool, given};
 use crate::state::{Action, Rule};
 
 /// Most pools of a plain list.
@@ -26,45 +22,89 @@ pub const PLAIN: usize = 4;
 /// Most prefixes that are looked at before a packet that is in none leaves.
 pub const GATES: usize = 4;
 
-/// The rules for these pools, sorted, disjoint and of one family, in the order of their preferences.
-pub fn layout(pools: &[Pool], bank: Bank) -> Vec<Rule> {
-    let mut writer = Writer { bank, rules: Vec::new(), tenants: BTreeMap::new() };
-    for (pool, table) in pools {
-        writer.tenants.entry(*table).or_default().pools.push(*pool);
-    }
-    match pools.len() {
-        0 => {}
-        1..=PLAIN => writer.list(pools),
-        _ => writer.gated(pools),
-    }
-    writer.blocks();
-    writer.rules
+/// Most rules that so many pools take beside those of the pools themselves.
+pub const fn most(pools: usize) -> usize {
+    pools + GATES + 1
 }
 
-struct Writer {
+/// Which of a packet's addresses is looked for in the pools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The one that it comes from.
+    Source,
+    /// The one that it goes to.
+    Destination,
+}
+
+/// Writes rules from a bank's first preference on.
+#[derive(Debug)]
+pub struct Writer {
+    by: By,
+    v6: bool,
     bank: Bank,
     rules: Vec<Rule>,
-    /// By table.
-    tenants: BTreeMap<u32, OfTenant>,
-}
-
-/// What one tenant has here.
-#[derive(Default)]
-struct OfTenant {
-    pools: Vec<IpNet>,
-    /// Rules that are to lead to its block.
-    gotos: Vec<usize>,
 }
 
 impl Writer {
-    fn gated(&mut self, pools: &[Pool]) {
-        let writer = self;
-        let parts = gates(pools);
-        let gates: Vec<usize> = parts.iter().map(|part| writer.goto(&pools[part.clone()])).collect();
-        writer.out(pools[0].0);
-        for (gate, part) in gates.into_iter().zip(parts) {
-            writer.aim(gate);
-            writer.part(&pools[part]);
+    /// For an empty bank.
+    pub fn new(by: By, v6: bool, bank: Bank) -> Self {
+        Self { by, v6, bank, rules: Vec::new() }
+    }
+
+    /// What was written, in the order of preferences.
+    pub fn finish(self) -> Vec<Rule> {
+        self.rules
+    }
+
+    /// The rule that comes next, for every packet of the family.
+    pub fn push(&mut self, action: Action) -> &mut Rule {
+        let rule = Rule::all(self.next(), self.v6, action);
+        self.rules.push(rule);
+        self.rules.last_mut().expect("there is one now")
+    }
+
+    /// A `goto` for what is in this prefix, to be aimed later.
+    pub fn goto(&mut self, prefix: IpNet) -> usize {
+        let goto = self.goto_for_all();
+        let rule = &mut self.rules[goto];
+        match self.by {
+            By::Source => rule.from = given(prefix),
+            By::Destination => rule.to = given(prefix),
+        }
+        goto
+    }
+
+    /// A `goto` for everything, to be aimed later.
+    pub fn goto_for_all(&mut self) -> usize {
+        self.out();
+        self.rules.len() - 1
+    }
+
+    /// Lets a `goto` lead to what comes next.
+    pub fn aim(&mut self, at: usize) {
+        self.rules[at].action = Action::Goto(self.next());
+    }
+
+    /// The way out of the bank.
+    pub fn out(&mut self) -> &mut Rule {
+        self.push(Action::Goto(self.bank.end))
+    }
+
+    /// The trie of these pools, sorted and disjoint; `leaf` writes the rules of one pool.
+    pub fn pools(&mut self, pools: &[Pool], leaf: &mut dyn FnMut(&mut Self, Pool)) {
+        match pools.len() {
+            0 => {}
+            1..=PLAIN => self.list(pools, leaf),
+            _ => {
+                let parts = gates(pools);
+                let gates: Vec<usize> =
+                    parts.iter().map(|part| self.goto(cover(&pools[part.clone()]))).collect();
+                self.out();
+                for (gate, part) in gates.into_iter().zip(parts) {
+                    self.aim(gate);
+                    self.part(&pools[part], leaf);
+                }
+            }
         }
     }
 
@@ -72,66 +112,21 @@ impl Writer {
         self.bank.first + u32::try_from(self.rules.len()).expect("a bank is far smaller than 2^32")
     }
 
-    /// A `goto` for the prefix of these pools, to be aimed later.
-    fn goto(&mut self, pools: &[Pool]) -> usize {
-        self.goto_from(cover(pools))
+    fn list(&mut self, pools: &[Pool], leaf: &mut dyn FnMut(&mut Self, Pool)) {
+        pools.iter().for_each(|pool| leaf(self, *pool));
+        self.out();
     }
 
-    fn goto_from(&mut self, prefix: IpNet) -> usize {
-        self.rules.push(goto(super::is_v6(prefix), self.next(), super::given(prefix), END));
-        self.rules.len() - 1
-    }
-
-    /// Lets a `goto` lead to what comes next.
-    fn aim(&mut self, at: usize) {
-        self.rules[at].action = Action::Goto(self.next());
-    }
-
-    fn out(&mut self, family: IpNet) {
-        self.rules.push(goto(super::is_v6(family), self.next(), None, END));
-    }
-
-    fn list(&mut self, pools: &[Pool]) {
-        for (pool, table) in pools {
-            if self.tenants[table].pools.len() == 1 {
-                self.rules.push(local(self.next(), Some(*pool), *pool));
-                self.rules.push(into_table(self.next(), super::is_v6(*pool), Some(*pool), *table));
-            } else {
-                let goto = self.goto_from(*pool);
-                self.tenants.entry(*table).or_default().gotos.push(goto);
-            }
-        }
-        self.out(pools[0].0);
-    }
-
-    /// The blocks of tenants with several pools.
-    fn blocks(&mut self) {
-        for (table, OfTenant { pools, gotos }) in std::mem::take(&mut self.tenants) {
-            if gotos.is_empty() {
-                continue;
-            }
-            for goto in gotos {
-                self.aim(goto);
-            }
-            for pool in &pools {
-                self.rules.push(local(self.next(), None, *pool));
-            }
-            self.rules.push(into_table(self.next(), super::is_v6(pools[0]), None, table));
-            // A route that says `throw` ends the look-up in the table, and the next block is not for this packet.
-            self.out(pools[0]);
-        }
-    }
-
-    fn part(&mut self, pools: &[Pool]) {
+    fn part(&mut self, pools: &[Pool], leaf: &mut dyn FnMut(&mut Self, Pool)) {
         if pools.len() <= PLAIN {
-            return self.list(pools);
+            return self.list(pools, leaf);
         }
         let inside = halving(pools);
-        let gate = self.goto(&pools[inside.clone()]);
+        let gate = self.goto(cover(&pools[inside.clone()]));
         let outside: Vec<Pool> = [&pools[..inside.start], &pools[inside.end..]].concat();
-        self.part(&outside);
+        self.part(&outside, leaf);
         self.aim(gate);
-        self.part(&pools[inside]);
+        self.part(&pools[inside], leaf);
     }
 }
 
@@ -197,6 +192,3 @@ fn gates(pools: &[Pool]) -> Vec<Range<usize>> {
     }
     parts
 }
-
-#[cfg(test)]
-pub mod tests;

@@ -72,22 +72,33 @@ async fn by_hand(world: &World, breakage: &Breakage) -> Result<()> {
     through.end(breakage.what).await
 }
 
-/// Packets of one flow that may pass before the guard is back: the agent asks for it every 0.2 s, and an emulated machine
-/// takes seconds to load it.
-const UNGUARDED: u64 = 5_000 / super::PAUSE_MS;
-
-/// The whole of the node's packet filter goes, Calico's too, which is put back at once. Until the agent has seen it,
-/// routing alone holds: main has the routes to the pods of the node itself, so what is on the node or comes to it by the
-/// flat network reaches them. What passes is told, and bounded by the time that the agent may take.
+/// The whole of the node's packet filter goes, Calico's too, which is put back at once. Until the agent has seen it, and as
+/// long as there is no agent, the policy rules hold by themselves.
 async fn guard_flushed(world: &World) -> Result<()> {
-    let through = Through::start(world, places(world, &["red", "blue"])).await?;
     let node = &world.lab.members[0];
-    world.lab.nodes().run(&node.name, &["nft", "flush", "ruleset"]).await?;
-    world.lab.reverse_path_rule(node).await?;
+    let flush = async || -> Result<()> {
+        world.lab.nodes().run(&node.name, &["nft", "flush", "ruleset"]).await?;
+        world.lab.reverse_path_rule(node).await
+    };
+    let stands = async || -> Result<bool> {
+        let tables = world.lab.nodes().run(&node.name, &["nft", "list", "tables"]).await?;
+        Ok(tables.lines().any(|table| table == "table inet calico-vni"))
+    };
+
+    let through = Through::start(world, places(world, &["red", "blue"])).await?;
+    flush().await?;
     in_step_again(world, "all nft rules of a node flushed").await?;
-    let tables = world.lab.nodes().run(&node.name, &["nft", "list", "tables"]).await?;
-    ensure!(tables.lines().any(|table| table == "table inet calico-vni"), "{tables}");
-    through.end_with("all nft rules of a node flushed", UNGUARDED).await
+    ensure!(stands().await?, "the guard of {} is not back", node.name);
+    through.end("all nft rules of a node flushed").await?;
+
+    let through = Through::start(world, places(world, &["red", "blue"])).await?;
+    world.router(node).kill_agent(world).await?;
+    flush().await?;
+    through.flow().await?;
+    ensure!(!stands().await?, "somebody put the guard of {} back", node.name);
+    world.router(node).start_agent(world).await?;
+    world.in_step(node, PATIENCE).await?;
+    through.end("all nft rules of a node flushed while its agent was dead").await
 }
 
 /// A VRF of node n1's router goes, and with it what FRR has put into it.

@@ -3,16 +3,20 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::*;
 use crate::rules::{
-    kernel::{Kernel, LookUp},
-    trie::tests::{disjoint, plain, pools, samples},
+    Pool,
+    doors::tests::{doors, let_in, packets, reached},
+    kernel::{DROPPED, Kernel, LookUp},
+    steering::tests::{disjoint, plain, plain_list, pools, samples},
 };
 
+/// Without doors.
 fn steering(pools: &[Pool]) -> Steering {
-    Steering { pools: pools.iter().copied().collect(), refused: std::collections::BTreeMap::new() }
+    Steering { pools: pools.iter().copied().collect(), ..Steering::default() }
 }
 
 fn plan(pools: &[Pool], kernel: &Kernel) -> Vec<Step> {
@@ -76,14 +80,9 @@ proptest! {
         let new: Vec<_> = ways(|from, to| plain(&second, from, to), &addresses).collect();
         let mut switched = false;
         let mut look = |kernel: &Kernel, step: &str| {
-            let now: Vec<_> = ways(|from, to| kernel.walk(from, to).0, &addresses).collect();
+            let now: Vec<_> = ways(|from, to| kernel.ways(from, to), &addresses).collect();
             switched |= now == new;
-            // Where nothing is to remain, rules go one by one.
-            let each = |(old, new, now): (_, _, _)| now == old || now == new;
-            let one_by_one = second.is_empty();
-            let good = if switched && !one_by_one { now == new } else { now == old };
-            let good = good || one_by_one && old.iter().zip(&new).zip(&now).all(|((o, n), now)| now.len() <= 1 || each((o, n, now)));
-            prop_assert!(good, "after `{step}`");
+            prop_assert!(now == if switched { &new } else { &old }[..], "after `{step}`");
             Ok(())
         };
         look(&kernel, "nothing")?;
@@ -99,26 +98,78 @@ proptest! {
             look(&kernel, &step.to_string())?;
         }
         prop_assert_eq!(plan(&second, &kernel), []);
-        prop_assert!(ways(|from, to| kernel.walk(from, to).0, &addresses).eq(new.iter().cloned()));
+        prop_assert!(ways(|from, to| kernel.ways(from, to), &addresses).eq(new.iter().cloned()));
+    }
+
+    /// The same of the doors, where tenants share blocks and none of them is a packet's own.
+    #[test]
+    fn nobody_meets_half_of_the_doors(
+        (v6, first, second) in sets(),
+        tenants in 1u32..12,
+        reached in reached(false),
+        broken_off in any::<prop::sample::Index>(),
+        rebuilt in any::<bool>(),
+    ) {
+        let of = |pools: &[Pool], sets: &[BTreeSet<IpNet>]| {
+            let pools: Vec<Pool> = pools.iter().map(|(pool, table)| (*pool, 1_000_000_001 + table % tenants)).collect();
+            Steering { doors: doors(&pools, sets, &reached.1), ..steering(&pools) }
+        };
+        let (first, second) = (of(&first, &reached.0), of(&second, &reached.0[..1]));
+        let mut kernel = Kernel::default();
+        let plan = |wanted: &Steering, kernel: &Kernel| -> Vec<Step> {
+            changes(wanted, &kernel.rules()).into_iter().flat_map(|change| change.steps).collect()
+        };
+        let settle = |kernel: &mut Kernel| for _ in 0..2 {
+            plan(&first, kernel).iter().for_each(|step| { kernel.make(step); });
+        };
+        settle(&mut kernel);
+        if rebuilt && !kernel.rules().is_empty() {
+            kernel.lose(1);
+            settle(&mut kernel);
+        }
+        let both = disjoint(first.pools.keys().chain(second.pools.keys()).copied());
+        let addresses = samples(&both, v6);
+        let packets = packets(&addresses, &first.of(v6));
+        let by_plan = |steering: &Steering| -> Vec<bool> {
+            packets.iter().map(|packet| let_in(&steering.of(v6), &steering.doors, *packet)).collect()
+        };
+        let (old, new) = (by_plan(&first), by_plan(&second));
+        let mut switched = false;
+        let mut look = |kernel: &Kernel, step: &str| {
+            let now: Vec<bool> = packets.iter().map(|packet| !kernel.walk(*packet).0.contains(&DROPPED)).collect();
+            switched |= now == new;
+            prop_assert!(now == if switched { &new } else { &old }[..], "after `{step}`");
+            Ok(())
+        };
+        look(&kernel, "nothing")?;
+        let steps = plan(&second, &kernel);
+        let stop = broken_off.index(steps.len() + 1);
+        for step in &steps[..stop] {
+            prop_assert!(kernel.make(step), "`{step}` deletes nothing");
+            look(&kernel, &step.to_string())?;
+        }
+        for step in plan(&second, &kernel) {
+            prop_assert!(kernel.make(&step), "`{step}` deletes nothing");
+            look(&kernel, &step.to_string())?;
+        }
+        prop_assert_eq!(plan(&second, &kernel), []);
+        prop_assert_eq!(by_plan(&second), packets.iter().map(|packet| !kernel.walk(*packet).0.contains(&DROPPED)).collect::<Vec<_>>());
     }
 
     #[test]
     fn targets_outlive_what_leads_to_them((_, first, second) in sets()) {
         let mut kernel = Kernel::default();
         settle(&first, &mut kernel);
-        let mut gone = BTreeSet::new();
         for step in plan(&second, &kernel) {
-            match step {
-                Step::Delete(rule) => {
-                    prop_assert!(rule.pref > gone.last().copied().unwrap_or(0), "{rule} goes too late");
-                    gone.insert(rule.pref);
-                }
+            let leads = |pref| kernel.rules().into_iter().find(|rule| rule.action == Action::Goto(pref));
+            match &step {
+                Step::Delete(rule) => prop_assert_eq!(leads(rule.pref), None, "{} goes too early", rule),
                 Step::Add(Rule { pref, action: Action::Goto(target), .. }) => {
-                    prop_assert!(kernel.rules().iter().any(|rule| rule.pref == target), "{pref} leads nowhere");
-                    kernel.make(&step);
+                    prop_assert!(kernel.rules().iter().any(|rule| rule.pref == *target), "{} leads nowhere", pref);
                 }
-                Step::Add(_) => { kernel.make(&step); }
+                Step::Add(_) => {}
             }
+            kernel.make(&step);
         }
     }
 
@@ -132,7 +183,7 @@ proptest! {
         for (index, deed) in deeds {
             let rules = kernel.rules();
             let picked = (!rules.is_empty()).then(|| rules[index.index(rules.len())].clone());
-            let some = picked.clone().unwrap_or_else(|| end(false));
+            let some = picked.clone().unwrap_or_else(|| end(&STEERING, false));
             match deed {
                 0 if picked.is_some() => kernel.lose(index.index(rules.len())),
                 1 => kernel.add(some),
@@ -145,7 +196,7 @@ proptest! {
         }
         settle(&pools, &mut kernel);
         let all = samples(&pools, false);
-        prop_assert!(ways(|f, t| kernel.walk(f, t).0, &all).eq(ways(|f, t| plain(&pools, f, t), &all)));
+        prop_assert!(ways(|f, t| kernel.ways(f, t), &all).eq(ways(|f, t| plain(&pools, f, t), &all)));
     }
 }
 
@@ -173,11 +224,11 @@ fn one_rule_switches() {
 #[test]
 fn the_rules_of_an_older_release_are_replaced_without_a_gap() {
     let pools = v4(9);
-    let older = crate::rules::plain_list(&pools, 20_000).into_iter();
+    let older = plain_list(&pools, 20_000).into_iter();
     let older = older.map(|rule| Rule { pref: rule.pref + u32::from(rule.to.is_none()), ..rule });
     let mut kernel = Kernel::with(older);
     let all = samples(&pools, false);
-    let now = |kernel: &Kernel| ways(|from, to| kernel.walk(from, to).0, &all).collect::<Vec<_>>();
+    let now = |kernel: &Kernel| ways(|from, to| kernel.ways(from, to), &all).collect::<Vec<_>>();
     let before = now(&kernel);
     assert!(before.iter().any(|way| way.len() == 2), "nothing is local");
     for step in plan(&pools, &kernel) {
@@ -191,13 +242,16 @@ fn the_rules_of_an_older_release_are_replaced_without_a_gap() {
 fn what_stands_is_not_written_again_for_a_stray_rule() {
     let mut kernel = Kernel::default();
     settle(&v4(9), &mut kernel);
-    let stray = Rule { pref: 12_000, ..end(false) };
+    let stray = Rule { pref: 8_000, ..end(&STEERING, false) };
     kernel.add(stray.clone());
     assert_eq!(plan(&v4(9), &kernel), [Step::Delete(stray)]);
     kernel.lose(0);
-    kernel.delete(&end(false));
-    kernel.delete(&entry(false));
-    assert_eq!(plan(&v4(9), &kernel), [Step::Add(end(false)), Step::Add(entry(false))]);
+    kernel.delete(&end(&STEERING, false));
+    kernel.delete(&goto(STEERING.entry, false, STEERING.b.first));
+    assert_eq!(
+        plan(&v4(9), &kernel),
+        [Step::Add(end(&STEERING, false)), Step::Add(goto(STEERING.entry, false, STEERING.b.first))]
+    );
 }
 
 #[test]

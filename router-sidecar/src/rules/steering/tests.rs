@@ -5,10 +5,15 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use ipnet::{Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
 
 use super::*;
-use crate::rules::{MOST, kernel::Kernel, plain_list};
+use crate::rules::{
+    MOST, STEERING, is_v6,
+    kernel::{Kernel, Packet},
+    trie::{GATES, PLAIN},
+};
 
 /// Pools that overlap none before them, in order.
 pub fn disjoint(pools: impl IntoIterator<Item = IpNet>) -> Vec<Pool> {
@@ -66,9 +71,26 @@ pub fn samples(pools: &[Pool], v6: bool) -> Vec<IpAddr> {
     pools.iter().flat_map(|pool| ends(pool.0)).chain(others.iter().map(|ip| ip.parse().unwrap())).collect()
 }
 
+/// The rules as a plain list, all of one preference: what a packet is to do, without the layout.
+pub fn plain_list(pools: &[Pool], pref: u32) -> Vec<Rule> {
+    let mut list = Vec::new();
+    for (pool, table) in pools {
+        let lookup = |table, suppress_prefixlength| Rule {
+            from: given(*pool),
+            ..Rule::all(pref, is_v6(*pool), Action::Lookup { table, suppress_prefixlength })
+        };
+        let own = pools.iter().filter(|(_, other)| other == table);
+        let local =
+            |(other, _): &Pool| Rule { to: given(*other), ..lookup(MAIN, Some(other.max_prefix_len() - 1)) };
+        list.extend(own.map(local));
+        list.push(lookup(*table, None));
+    }
+    list
+}
+
 /// What the plain list has a packet do.
 pub fn plain(pools: &[Pool], from: IpAddr, to: IpAddr) -> Vec<(u32, Option<u8>)> {
-    Kernel::with(plain_list(pools, 1)).walk(from, to).0
+    Kernel::with(plain_list(pools, 1)).ways(from, to)
 }
 
 /// Most rules that a packet may meet in a layout for these pools: gates, the halves, a list, the way out and the end, and
@@ -88,21 +110,24 @@ fn bound(pools: &[Pool]) -> usize {
 }
 
 fn with_end(rules: Vec<Rule>) -> Kernel {
-    let end =
-        rules.first().map(|rule| Rule { pref: END, v6: rule.v6, from: None, to: None, action: Action::Nop });
+    let end = rules.first().map(|rule| Rule::all(STEERING.end, rule.v6, Action::Nop));
     Kernel::with(rules.into_iter().chain(end))
 }
 
+fn rules_of(pools: &[Pool], bank: Bank) -> Vec<Rule> {
+    layout(pools, pools.first().is_some_and(|pool| is_v6(pool.0)), bank)
+}
+
 fn holds(pools: &[Pool], bank: Bank, sample: impl Fn(usize) -> bool) -> Result<(), TestCaseError> {
-    let v6 = pools.first().is_some_and(|pool| matches!(pool.0, IpNet::V6(_)));
-    let rules = layout(pools, bank);
+    let v6 = pools.first().is_some_and(|pool| is_v6(pool.0));
+    let rules = rules_of(pools, bank);
     prop_assert!(rules.iter().map(|rule| rule.pref).eq((bank.first..).take(rules.len())));
     prop_assert!(rules.last().is_none_or(|last| bank.holds(last.pref)));
     let kernel = with_end(rules);
     let samples = samples(pools, v6);
     for (number, from) in samples.iter().enumerate().filter(|(number, _)| sample(*number)) {
         for to in [*from, samples[number * 7 % samples.len()]] {
-            let (way, met) = kernel.walk(*from, to);
+            let (way, met) = kernel.walk(Packet { from: *from, to, iif: "eth0", mark: 0 });
             prop_assert_eq!(&way, &plain(pools, *from, to), "from {} to {}", from, to);
             prop_assert!(met <= bound(pools), "{} rules met of {} pools", met, pools.len());
         }
@@ -117,7 +142,7 @@ proptest! {
     fn a_packet_takes_the_way_of_the_plain_list(
         pools in any::<bool>().prop_flat_map(|v6| pools(v6, 60)),
         tenants in prop_oneof![Just(60u32), 1u32..20],
-        bank in prop_oneof![Just(Bank::A), Just(Bank::B)],
+        bank in prop_oneof![Just(STEERING.a), Just(STEERING.b)],
     ) {
         holds(&shared_out(pools, tenants), bank, |_| true)?;
     }
@@ -126,7 +151,7 @@ proptest! {
 /// `count` pools of which each lies beside all that are longer: 0…, 10…, 110… and so on.
 fn staircase(count: u32) -> Vec<Pool> {
     let step = |n: u32| -> IpNet {
-        Ipv6Net::new_assert((!0u128 << 1 << (127 - n)).into(), length(n + 1)).trunc().into()
+        Ipv6Net::new_assert((!0u128 << 1 << (127 - n)).into(), u8::try_from(n + 1).unwrap()).trunc().into()
     };
     disjoint((0..count).map(step))
 }
@@ -145,12 +170,12 @@ fn few_rules_are_met_however_the_pools_lie() {
     let skewed = staircase(127);
     assert_eq!(skewed.len(), 127);
     for (pools, every) in [(even(false), 97), (even(true), 97), (skewed, 1)] {
-        holds(&pools, Bank::A, |number| number % every == 0 || number > 4 * pools.len()).unwrap();
+        holds(&pools, STEERING.a, |number| number % every == 0 || number > 4 * pools.len()).unwrap();
     }
     // Packets of nobody's, as those of the node itself: out after the gates.
-    let kernel = with_end(layout(&even(false), Bank::A));
+    let kernel = with_end(rules_of(&even(false), STEERING.a));
     let node = "192.0.2.1".parse().unwrap();
-    assert_eq!(kernel.walk(node, node), (vec![], GATES + 2));
+    assert_eq!(kernel.walk(Packet { from: node, to: node, iif: "lo", mark: 0 }), (vec![], GATES + 2));
 }
 
 #[test]
@@ -165,9 +190,9 @@ fn as_many_as_a_node_carries_fit_into_a_bank() {
         // Two pools a tenant take the most rules a pool.
         for tenants in [MOST, MOST / 2, MOST / 3, 1] {
             let pools = shared_out(pools.clone(), u32::try_from(tenants).unwrap());
-            let rules = layout(&pools, Bank::A);
+            let rules = rules_of(&pools, STEERING.a);
             assert!(rules.len() <= 4 * MOST + 5, "{} rules", rules.len());
-            assert!(Bank::A.holds(rules.last().unwrap().pref));
+            assert!(STEERING.a.holds(rules.last().unwrap().pref));
         }
     }
 }
@@ -175,7 +200,7 @@ fn as_many_as_a_node_carries_fit_into_a_bank() {
 #[test]
 fn few_pools_are_a_plain_list() {
     let pool = |pool: &str, table| (pool.parse().unwrap(), table);
-    let rules = layout(&[pool("10.200.0.0/16", 7), pool("10.201.0.0/16", 8)], Bank::A);
+    let rules = rules_of(&[pool("10.200.0.0/16", 7), pool("10.201.0.0/16", 8)], STEERING.a);
     let text: Vec<String> = rules.iter().map(ToString::to_string).collect();
     assert_eq!(
         text,
@@ -193,7 +218,7 @@ fn few_pools_are_a_plain_list() {
 fn pools_of_one_tenant_share_a_block() {
     let pool = |pool: &str, table| (pool.parse().unwrap(), table);
     let pools = [pool("10.200.0.0/16", 7), pool("10.201.0.0/16", 8), pool("10.202.0.0/24", 7)];
-    let text: Vec<String> = layout(&pools, Bank::A).iter().map(ToString::to_string).collect();
+    let text: Vec<String> = rules_of(&pools, STEERING.a).iter().map(ToString::to_string).collect();
     assert_eq!(
         text,
         [
@@ -214,7 +239,7 @@ fn pools_of_one_tenant_share_a_block() {
 fn more_pools_are_a_trie() {
     let pool = |n: u8| (IpNet::from(Ipv4Net::new_assert([10, n, 0, 0].into(), 16)), u32::from(n));
     let pools: Vec<Pool> = (0..12).map(pool).collect();
-    let gotos: Vec<String> = layout(&pools, Bank::B)
+    let gotos: Vec<String> = rules_of(&pools, STEERING.b)
         .iter()
         .filter(|rule| matches!(rule.action, Action::Goto(_)))
         .map(ToString::to_string)
