@@ -40,7 +40,7 @@ pub enum NodeError {
     #[error("{step}: {source}")]
     Rule {
         /// What was to be done.
-        step: Step,
+        step: Box<Step>,
         /// Why it was not.
         source: NetlinkError,
     },
@@ -312,7 +312,7 @@ impl Platform for Node {
                         Step::Add(rule) => write::rule_add(&self.host, rule).await,
                         Step::Delete(rule) => write::rule_delete(&self.host, rule).await,
                     };
-                    made.map_err(|source| NodeError::Rule { step: step.clone(), source })?;
+                    made.map_err(|source| NodeError::Rule { step: Box::new(step.clone()), source })?;
                 }
             }
             Op::RouteAdd(space, route) => write::route_add(self.client(*space), route).await?,

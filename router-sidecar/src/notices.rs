@@ -11,11 +11,13 @@ use ipnet::IpNet;
 use tracing::debug;
 
 use crate::{
+    desired::desired,
     guard::{COUNTER_QUARANTINED, Ruleset, counter_of, nft},
     last_good::{LastGood, Told},
     netlink::{Client, NetlinkError, observe},
     netns::Netns,
     report::Report,
+    rules::Steering,
 };
 
 /// Looks at the host's namespace.
@@ -52,6 +54,8 @@ impl Watch {
             }
             if let Some(guard) = &told.guard {
                 notices.extend(of_services(&Ruleset::new(&guard.value, &config.value)));
+                let wanted = desired(&config.value, Some(&guard.value), &BTreeMap::new());
+                notices.extend(of_doors(&config.value, &wanted.steering));
             }
         }
         notices.extend(of_report(report));
@@ -153,6 +157,16 @@ fn of_services(ruleset: &Ruleset) -> Vec<wire::Notice> {
     refused.map(|(service, address)| notice("", "ServiceInsidePool", message(service, *address))).collect()
 }
 
+/// Tenants for whose doors there is no room.
+fn of_doors(config: &NodeConfig, steering: &Steering) -> Vec<wire::Notice> {
+    let message = "this node's policy rules have no room left to keep strangers from the tenant's pods, should somebody take \
+                   the guard away; until then the guard keeps them. Share fewer prefixes and Services with tenants, or keep \
+                   tenants off this node by `placement` or `nodeSelector`";
+    let shut = |tenant: &&Tenant| steering.doors.contains_key(&names::table(tenant.vni));
+    let open = config.tenants.iter().filter(|tenant| !shut(tenant));
+    open.map(|tenant| notice(&tenant.name, "GuardAlone", message.into())).collect()
+}
+
 /// Sessions that FRR holds down since more came over them than `maxPrefixes` allows.
 pub fn of_sessions(config: &NodeConfig, sessions: &[wire::Session]) -> Vec<wire::Notice> {
     let of = |session: &wire::Session| {
@@ -229,6 +243,21 @@ mod tests {
         seen.links.insert("cali1".into(), 1450);
         seen.ipv6_off = Some("it is off");
         assert_eq!(reasons(&of_node(&config, &seen)), [("", "IPVS"), ("red", "IPv6Disabled")]);
+    }
+
+    #[test]
+    fn a_tenant_without_doors_is_told() {
+        let mut blue = tenant("blue", 1002, &["10.201.0.0/16"]);
+        blue.shared = (0..20u32)
+            .flat_map(|n| (0..250).map(move |m| format!("192.0.{n}.{m}/32").parse().unwrap()))
+            .collect();
+        let config = config(vec![
+            tenant("red", 1001, &["10.200.0.0/16"]),
+            blue,
+            tenant("green", 1003, &["10.202.0.0/16"]),
+        ]);
+        let steering = desired(&config, None, &BTreeMap::new()).steering;
+        assert_eq!(reasons(&of_doors(&config, &steering)), [("blue", "GuardAlone")]);
     }
 
     #[test]

@@ -296,7 +296,7 @@ async fn rules(world: &World, node: &Node, all: &[Many]) -> Result<()> {
     Ok(())
 }
 
-/// The table that the first rule for this source leads to, past those of which only some routes count, and how many rules
+/// The table that the first rule leads to for a packet from this source to somewhere outside, by a pod's interface, past those of which only some routes count, and how many rules
 /// were met.
 fn walk(rules: &[Value], source: IpAddr) -> Result<(String, usize)> {
     let (mut at, mut met) = (0, 0);
@@ -312,7 +312,8 @@ fn walk(rules: &[Value], source: IpAddr) -> Result<(String, usize)> {
                 IpNet::new(address, length)?.contains(&source)
             }
         };
-        if !matches {
+        // It goes to nobody's pool and bears no mark.
+        if !matches || ["dst", "iif", "fwmark"].iter().any(|field| rule.get(field).is_some()) {
             continue;
         }
         if let Some(target) = rule["goto"].as_u64() {

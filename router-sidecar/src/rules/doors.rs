@@ -77,7 +77,9 @@ pub fn layout(pools: &[Pool], doors: &BTreeMap<u32, BTreeSet<IpNet>>, v6: bool, 
     });
     let mut shared: BTreeMap<Vec<IpNet>, Vec<usize>> = BTreeMap::new();
     for (table, of_tenant) in tenants {
-        of_tenant.iter().for_each(|(_, goto)| writer.aim(*goto));
+        for (_, goto) in &of_tenant {
+            writer.aim(*goto);
+        }
         writer.out().iif = Some(names::host_link(table - names::TABLE_BASE));
         for (pool, _) in of_tenant {
             writer.out().from = given(pool);
@@ -86,7 +88,9 @@ pub fn layout(pools: &[Pool], doors: &BTreeMap<u32, BTreeSet<IpNet>>, v6: bool, 
         shared.entry(of_family(&doors[&table], v6)).or_default().push(goto);
     }
     for (from, gotos) in shared {
-        gotos.into_iter().for_each(|goto| writer.aim(goto));
+        for goto in gotos {
+            writer.aim(goto);
+        }
         writer.out().iif = Some(LOOPBACK.to_owned());
         for net in from {
             writer.out().from = given(net);

@@ -39,7 +39,9 @@ pub fn layout(pools: &[Pool], v6: bool, bank: Bank) -> Vec<Rule> {
         }
     });
     for (table, OfTenant { pools, gotos }) in tenants.into_iter().filter(|(_, of)| !of.gotos.is_empty()) {
-        gotos.into_iter().for_each(|goto| writer.aim(goto));
+        for goto in gotos {
+            writer.aim(goto);
+        }
         for pool in pools {
             local(&mut writer, pool);
         }

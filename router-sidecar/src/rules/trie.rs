@@ -113,7 +113,9 @@ impl Writer {
     }
 
     fn list(&mut self, pools: &[Pool], leaf: &mut dyn FnMut(&mut Self, Pool)) {
-        pools.iter().for_each(|pool| leaf(self, *pool));
+        for pool in pools {
+            leaf(self, *pool);
+        }
         self.out();
     }
 

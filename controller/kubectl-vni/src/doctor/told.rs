@@ -14,7 +14,7 @@ struct Known {
     commands: &'static [&'static str],
 }
 
-const KNOWN: [Known; 11] = [
+const KNOWN: [Known; 12] = [
     Known {
         words: &["FRR does not answer"],
         reason: "FRRDown",
@@ -79,6 +79,12 @@ const KNOWN: [Known; 11] = [
         words: &["is not opened; run the service's pods from another pool"],
         reason: "ServiceInsidePool",
         remedy: "run the Service's pods from another pool",
+        commands: &[],
+    },
+    Known {
+        words: &["no room left to keep strangers"],
+        reason: "GuardAlone",
+        remedy: "share fewer prefixes and Services with tenants, or keep tenants off this node by placement or nodeSelector",
         commands: &[],
     },
     Known {
@@ -167,6 +173,10 @@ mod tests {
             (
                 "service a/b: endpoint 10.200.0.1 lies in a tenant's or a quarantined pool and is not opened; run the service's pods from another pool",
                 "ServiceInsidePool",
+            ),
+            (
+                "this node's policy rules have no room left to keep strangers from the tenant's pods, should somebody take the guard away",
+                "GuardAlone",
             ),
             (
                 "the configuration is in force and cannot be kept for the next start (full): make room for it, or make the state directory writable",

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::rules::{
     Pool,
-    doors::tests::{doors, let_in, packets, reached},
+    doors::tests::{doors, let_in, links, packets, reached},
     kernel::{DROPPED, Kernel, LookUp},
     steering::tests::{disjoint, plain, plain_list, pools, samples},
 };
@@ -20,17 +20,25 @@ fn steering(pools: &[Pool]) -> Steering {
 }
 
 fn plan(pools: &[Pool], kernel: &Kernel) -> Vec<Step> {
-    changes(&steering(pools), &kernel.rules()).into_iter().flat_map(|change| change.steps).collect()
+    plan_of(&steering(pools), kernel)
+}
+
+fn plan_of(wanted: &Steering, kernel: &Kernel) -> Vec<Step> {
+    changes(wanted, &kernel.rules()).into_iter().flat_map(|change| change.steps).collect()
 }
 
 /// Goes on until nothing is left to do.
 fn settle(pools: &[Pool], kernel: &mut Kernel) {
+    settle_of(&steering(pools), kernel);
+}
+
+fn settle_of(wanted: &Steering, kernel: &mut Kernel) {
     for _ in 0..3 {
-        for step in plan(pools, kernel) {
+        for step in plan_of(wanted, kernel) {
             kernel.make(&step);
         }
     }
-    assert_eq!(plan(pools, kernel), [], "it is not settled: {:#?}", kernel.rules());
+    assert_eq!(plan_of(wanted, kernel), [], "it is not settled: {:#?}", kernel.rules());
 }
 
 fn v4(count: usize) -> Vec<Pool> {
@@ -116,20 +124,15 @@ proptest! {
         };
         let (first, second) = (of(&first, &reached.0), of(&second, &reached.0[..1]));
         let mut kernel = Kernel::default();
-        let plan = |wanted: &Steering, kernel: &Kernel| -> Vec<Step> {
-            changes(wanted, &kernel.rules()).into_iter().flat_map(|change| change.steps).collect()
-        };
-        let settle = |kernel: &mut Kernel| for _ in 0..2 {
-            plan(&first, kernel).iter().for_each(|step| { kernel.make(step); });
-        };
-        settle(&mut kernel);
+        settle_of(&first, &mut kernel);
         if rebuilt && !kernel.rules().is_empty() {
+            // In the other bank.
             kernel.lose(1);
-            settle(&mut kernel);
+            settle_of(&first, &mut kernel);
         }
         let both = disjoint(first.pools.keys().chain(second.pools.keys()).copied());
-        let addresses = samples(&both, v6);
-        let packets = packets(&addresses, &first.of(v6));
+        let links = links(&first.of(v6));
+        let packets = packets(&samples(&both, v6), &links);
         let by_plan = |steering: &Steering| -> Vec<bool> {
             packets.iter().map(|packet| let_in(&steering.of(v6), &steering.doors, *packet)).collect()
         };
@@ -142,17 +145,17 @@ proptest! {
             Ok(())
         };
         look(&kernel, "nothing")?;
-        let steps = plan(&second, &kernel);
+        let steps = plan_of(&second, &kernel);
         let stop = broken_off.index(steps.len() + 1);
         for step in &steps[..stop] {
             prop_assert!(kernel.make(step), "`{step}` deletes nothing");
             look(&kernel, &step.to_string())?;
         }
-        for step in plan(&second, &kernel) {
+        for step in plan_of(&second, &kernel) {
             prop_assert!(kernel.make(&step), "`{step}` deletes nothing");
             look(&kernel, &step.to_string())?;
         }
-        prop_assert_eq!(plan(&second, &kernel), []);
+        prop_assert_eq!(plan_of(&second, &kernel), []);
         prop_assert_eq!(by_plan(&second), packets.iter().map(|packet| !kernel.walk(*packet).0.contains(&DROPPED)).collect::<Vec<_>>());
     }
 

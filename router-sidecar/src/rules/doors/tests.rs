@@ -24,21 +24,26 @@ pub fn let_in(pools: &[Pool], doors: &BTreeMap<u32, BTreeSet<IpNet>>, packet: Pa
         || pools.iter().any(|(pool, other)| other == table && pool.contains(&packet.from))
 }
 
-/// Packets from each address to each pool, by whatever interface, with a mark and without.
-pub fn packets<'a>(addresses: &'a [IpAddr], pools: &[Pool]) -> Vec<Packet<'a>> {
-    let links: Vec<String> =
+/// The links of these pools' tenants.
+pub fn links(pools: &[Pool]) -> Vec<String> {
+    let mut links: Vec<String> =
         pools.iter().map(|(_, table)| names::host_link(table - names::TABLE_BASE)).collect();
+    links.push("cali1".to_owned());
+    links
+}
+
+/// Packets from each address to some others, by whatever interface, with a mark and without.
+pub fn packets<'a>(addresses: &[IpAddr], links: &'a [String]) -> Vec<Packet<'a>> {
     let mut packets = Vec::new();
     for (n, from) in addresses.iter().enumerate() {
         for to in [n, n * 5 + 1, n * 3 + 2] {
             let to = addresses[to % addresses.len()];
-            let link = links.get(n % links.len().max(1)).map_or("cv1", |link| link.clone().leak());
             let packet = |iif, mark| Packet { from: *from, to, iif, mark };
             packets.extend([
                 packet("eth0", 0),
                 packet("cali1", names::GUARD_MARK | 0x10000),
                 packet(LOOPBACK, 0x10000),
-                packet(link, 0),
+                packet(&links[n % links.len()], 0),
             ]);
         }
     }
@@ -90,8 +95,8 @@ fn holds(
     }
     let bound = 1 + GATES + 1 + halves + PLAIN + 2 + pools.len() + shared + 3;
     let kernel = with_end(rules);
-    let addresses = samples(pools, v6);
-    for packet in packets(&addresses, pools) {
+    let links = links(pools);
+    for packet in packets(&samples(pools, v6), &links) {
         let (way, met) = kernel.walk(packet);
         prop_assert_eq!(way != [DROPPED], let_in(pools, doors, packet), "{:?}", packet);
         prop_assert!(way.is_empty() || way == [DROPPED]);
