@@ -79,7 +79,7 @@ if [ "${1-}" = --hook ]; then
 	install -m 755 "$here/init" "$root/sbin/lab-init"
 	dpkg-query --admindir="$root/var/lib/dpkg" -W -f='${Version}\n' libc6 | sed 's/^\([0-9]*\.[0-9]*\).*/glibc \1/' >"$OUT/glibc"
 	# Directories of the lab's second disk, and places that the init script mounts upon.
-	mkdir -p "$root/opt/lab" "$root/etc/calico-vni"
+	mkdir -p "$root/opt/lab" "$root/router" "$root/etc/calico-vni"
 	rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/*
 	echo 'image: file system'
 	# Room to spare for logs; the file is sparse, and the machine writes to a snapshot of it in memory.

@@ -2,10 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::{
-    step,
-    world::{World, frr_dir},
-};
+use crate::{step, world::World};
 
 /// Cleans node n2 up, with its agent stopped. The last scenario: the node is of no use afterwards.
 pub async fn play(world: &mut World) -> Result<()> {
@@ -18,11 +15,7 @@ pub async fn play(world: &mut World) -> Result<()> {
     );
     nodes.kill(&format!("{host}-agent")).await?;
 
-    let router = world.lab.site.programs.path("calico-vni-router");
-    let netns = format!("/run/netns/{}", node.router());
-    let (frr, state) = (frr_dir(host), format!("/var/lib/calico-vni/{host}"));
-    let argv = [&router, "cleanup", "--router-netns", &netns, "--frr-dir", &frr, "--state-dir", &state];
-    print!("{}", nodes.run(host, &argv).await?);
+    print!("{}", world.router(&node).cleanup(world).await?);
 
     let addresses = nodes.run(host, &["ip", "-o", "addr"]).await?;
     ensure!(addresses.contains(&address), "eth1 did not come back with {address}: {addresses}");

@@ -66,30 +66,11 @@ async fn back(world: &World, what: &str) -> Result<()> {
     wait::until(&format!("everything to be back after: {what}"), BACK, async || {
         let traces = look::traces(world, RED_TENANT, 1001, RED.parse()?).await?;
         ensure!(look::which(&traces, false).is_empty(), "missing: {:?}", look::which(&traces, false));
-        in_step(world).await
+        let output = world.router(&world.lab.members[0]).show(world).await?;
+        ensure!(output.code == 0, "{}{}", output.stdout, output.stderr);
+        Ok(())
     })
     .await?;
     step!("{what}: back after {:.1} s", broken.elapsed().as_secs_f64());
     Ok(())
-}
-
-/// Asks the agent's own command whether what stands on n1 is what is wanted.
-async fn in_step(world: &World) -> Result<()> {
-    let node = &world.lab.members[0];
-    let router = world.lab.site.programs.path("calico-vni-router");
-    let netns = format!("/run/netns/{}", node.router());
-    let (frr, state) = (frr_dir(&node.name), format!("/var/lib/calico-vni/{}", node.name));
-    let argv = [
-        &router,
-        "show",
-        "--node",
-        &node.name,
-        "--router-netns",
-        &netns,
-        "--frr-dir",
-        &frr,
-        "--state-dir",
-        &state,
-    ];
-    world.lab.nodes().run(&node.name, &argv).await.map(drop)
 }

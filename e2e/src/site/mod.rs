@@ -9,25 +9,48 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Error, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use tokio::process::{Child, Command};
 
 use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, step, wait};
 
 pub mod image;
+mod router_image;
 pub mod vm;
 
 /// Name of Kubernetes' program that gives Services their addresses.
 pub const KUBE_PROXY: &str = "kube-proxy";
 
+/// Names the container image whose root file system the routers are to run in: what is shipped, and its FRR.
+const ROUTER_IMAGE: &str = "ROUTER_IMAGE";
+
 /// Where programs of ours are found on the node side.
 #[derive(Clone, Debug)]
-pub struct Programs(PathBuf);
+pub struct Programs {
+    directory: PathBuf,
+    /// Root file system of the routers, where it is another one than the node side's.
+    router_root: Option<PathBuf>,
+}
 
 impl Programs {
     /// Path of a program on the node side.
     pub fn path(&self, name: &str) -> String {
-        self.0.join(name).to_string_lossy().into_owned()
+        self.directory.join(name).to_string_lossy().into_owned()
+    }
+
+    /// What starts the routers' program, before its arguments.
+    pub fn router(&self) -> Vec<String> {
+        const PROGRAM: &str = "calico-vni-router";
+        match &self.router_root {
+            None => vec![self.path(PROGRAM)],
+            Some(root) => {
+                vec![
+                    "chroot".into(),
+                    root.to_string_lossy().into_owned(),
+                    format!("/usr/local/bin/{PROGRAM}"),
+                ]
+            }
+        }
     }
 }
 
@@ -133,7 +156,11 @@ async fn native(directory: &Path) -> Result<Site> {
     step!("node side ready on this machine");
     let outside = Ipv4Addr::LOCALHOST.into();
     let confd = RealConfd::from_env().map_err(Error::msg)?;
-    let programs = Programs(programs);
+    ensure!(
+        env::var_os(ROUTER_IMAGE).is_none(),
+        "{ROUTER_IMAGE} wants a virtual machine: set LAB_MODE=vm too"
+    );
+    let programs = Programs { directory: programs, router_root: None };
     let kube_proxy = paths::kube()?.join(KUBE_PROXY).to_string_lossy().into_owned();
     Ok(Site {
         mode: Mode::Native,

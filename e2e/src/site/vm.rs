@@ -4,7 +4,7 @@
 //! 10.0.2.2, the address that QEMU's user-mode network gives to the outside's loopback.
 
 use std::{
-    fs,
+    env, fs,
     net::{Ipv4Addr, SocketAddr},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -12,14 +12,16 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Error, Result, bail, ensure};
+use anyhow::{Context as _, Error, Result, ensure};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::Command,
     time::timeout,
 };
 
-use super::{KUBE_PROXY, Mode, Programs, Site, alive, dies_with_us, free_ports, image};
+use super::{
+    KUBE_PROXY, Mode, Programs, ROUTER_IMAGE, Site, alive, dies_with_us, free_ports, image, router_image,
+};
 use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, step, wait};
 
 /// Programs of ours that run on nodes.
@@ -38,6 +40,10 @@ const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub async fn start(directory: &Path) -> Result<Site> {
     let image = image::find_or_build().await?;
     let (disk, confd) = programs_disk(directory, &image.glibc).await?;
+    let router = match env::var(ROUTER_IMAGE) {
+        Ok(name) => Some(router_image::disk(directory, &name).await?),
+        Err(_) => None,
+    };
     let [port] = free_ports()?;
     let console = directory.join("console.log");
     let kvm = kvm_works(&image.kernel).await;
@@ -63,6 +69,9 @@ pub async fn start(directory: &Path) -> Result<Site> {
         .stdout(Stdio::null())
         .stderr(fs::File::create(directory.join("qemu.log")).context("log of QEMU")?)
         .kill_on_drop(true);
+    if let Some(disk) = &router {
+        qemu.args(["-drive", &format!("file={},format=raw,if=virtio,readonly=on", disk.display())]);
+    }
     let mut child = qemu.spawn().context("start qemu-system-x86_64 (`make deps` installs it)")?;
     step!(
         "booting the virtual machine ({})",
@@ -77,7 +86,8 @@ pub async fn start(directory: &Path) -> Result<Site> {
         wait::until("the virtual machine's node side to answer", Duration::from_mins(3), look).await?;
     nodes.own().await?;
     step!("node side ready in the virtual machine");
-    let programs = Programs(PathBuf::from(MOUNTED));
+    let router_root = router.map(|_| PathBuf::from(router_image::MOUNTED));
+    let programs = Programs { directory: PathBuf::from(MOUNTED), router_root };
     let outside = OUTSIDE.into();
     let kube_proxy = programs.path(KUBE_PROXY);
     Ok(Site {
@@ -165,20 +175,23 @@ async fn programs_disk(directory: &Path, glibc: &str) -> Result<(PathBuf, Option
     let confd = confd_on_disk(&tree).await?;
     size += confd.as_ref().map_or(0, |(_, size)| *size);
     let disk = directory.join("programs.ext4");
+    file_system(&tree, &disk, size).await?;
+    Ok((disk, confd.map(|(confd, _)| confd)))
+}
+
+/// Makes a file system of what is in a directory, so many octets, which is removed then.
+pub async fn file_system(tree: &Path, disk: &Path, size: u64) -> Result<()> {
     let megabytes = size / (1 << 20) * 11 / 10 + 8;
     let status = Command::new("mke2fs")
         .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d"])
         .stdout(Stdio::null())
-        .args([&tree, &disk])
+        .args([tree, disk])
         .arg(format!("{megabytes}M"))
         .status()
         .await
         .context("start mke2fs (package e2fsprogs)")?;
-    if !status.success() {
-        bail!("mke2fs ended with {status}");
-    }
-    fs::remove_dir_all(&tree).context("remove what went to the second disk")?;
-    Ok((disk, confd.map(|(confd, _)| confd)))
+    ensure!(status.success(), "mke2fs ended with {status}");
+    fs::remove_dir_all(tree).with_context(|| format!("remove {}", tree.display()))
 }
 
 /// Puts Calico's own confd on the disk, where the environment names one, and tells where it will be and its octets.

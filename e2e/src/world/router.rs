@@ -53,7 +53,7 @@ impl Router<'_> {
     }
 
     fn command(self, world: &World, arguments: Vec<String>) -> Command {
-        let mut argv = vec![world.lab.site.programs.path("calico-vni-router")];
+        let mut argv = world.lab.site.programs.router();
         argv.extend(arguments);
         Command {
             netns: Some(self.0.name.clone()),
@@ -158,13 +158,13 @@ impl Router<'_> {
         world.lab.nodes().exec(self.command(world, arguments)).await
     }
 
-    /// Takes everything of ours off the node; the agent must not run.
-    pub async fn cleanup(self, world: &World) -> Result<()> {
+    /// Takes everything of ours off the node, and says what it did; the agent must not run.
+    pub async fn cleanup(self, world: &World) -> Result<String> {
         let mut arguments = vec!["cleanup".into()];
         arguments.extend(self.places());
         let output = world.lab.nodes().exec(self.command(world, arguments)).await?;
         ensure!(output.code == 0, "cleanup of {}: {}", self.0.name, output.stderr.trim());
-        Ok(())
+        Ok(output.stdout)
     }
 
     /// Asks bgpd; a text for each command.
