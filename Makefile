@@ -5,7 +5,7 @@ CARGO ?= cargo
 TOOLS := target/tools/bin
 LAB := target/debug/lab
 
-.PHONY: help deps generate build images kube helm demo test test-unit test-e2e kind-e2e fuzz bench-plan bench-fanout check fmt clippy deny generated advisories up down
+.PHONY: help deps generate build images kube helm demo test test-unit test-e2e previous upgrade-e2e kind-e2e fuzz bench-plan bench-fanout check fmt clippy deny generated advisories up down
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
@@ -55,6 +55,12 @@ FUZZ_CASES ?= 1000000
 fuzz: ## a million cases each of what a controller could send and of what people could write (FUZZ_CASES=… for fewer)
 	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test -p calico-vni-router --lib fuzz
 	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test -p calico-vni-planner --test fuzz
+
+previous: ## controller and agent of the version before this one, from the history, into target/previous
+	@e2e/previous/build.sh
+
+upgrade-e2e: deps kube build previous ## the lab's upgrade: from the version before this one and back, with tenants in use (needs root)
+	@$(LAB) test upgrade
 
 kind-e2e: helm ## the chart on real kubelets: install, rights, leader, upgrade, uninstall, in a kind cluster by podman (needs root)
 	@KIND=1 e2e/deps.sh

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Error, Result, anyhow, bail};
 use tokio::process::{Child, Command};
 
-use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, step, wait};
+use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, release::Release, step, wait};
 
 pub mod image;
 pub mod vm;
@@ -22,12 +22,25 @@ pub const KUBE_PROXY: &str = "kube-proxy";
 
 /// Where programs of ours are found on the node side.
 #[derive(Clone, Debug)]
-pub struct Programs(PathBuf);
+pub struct Programs {
+    this: PathBuf,
+    /// Those of the release before, where they were brought along.
+    previous: Option<PathBuf>,
+}
 
 impl Programs {
     /// Path of a program on the node side.
     pub fn path(&self, name: &str) -> String {
-        self.0.join(name).to_string_lossy().into_owned()
+        self.this.join(name).to_string_lossy().into_owned()
+    }
+
+    /// Path of a release's program on the node side.
+    pub fn of(&self, release: Release, name: &str) -> Result<String> {
+        let folder = match release {
+            Release::This => &self.this,
+            Release::Previous => self.previous.as_ref().context("the lab was begun without that release")?,
+        };
+        Ok(folder.join(name).to_string_lossy().into_owned())
     }
 }
 
@@ -89,11 +102,11 @@ pub struct Site {
 }
 
 impl Site {
-    /// Starts the node side; its logs and disks go below `directory`.
-    pub async fn start(mode: Mode, directory: &Path) -> Result<Self> {
+    /// Starts the node side; its logs and disks go below `directory`. Programs of `release` are there too.
+    pub async fn start(mode: Mode, directory: &Path, release: Release) -> Result<Self> {
         match mode {
-            Mode::Native => native(directory).await,
-            Mode::Vm => vm::start(directory).await,
+            Mode::Native => native(directory, release).await,
+            Mode::Vm => vm::start(directory, release).await,
         }
     }
 
@@ -105,9 +118,10 @@ impl Site {
     }
 }
 
-async fn native(directory: &Path) -> Result<Site> {
-    let programs = paths::programs()?;
-    let lab = programs.join("lab");
+async fn native(directory: &Path, release: Release) -> Result<Site> {
+    let previous = (release == Release::Previous).then(|| release.programs()).transpose()?;
+    let programs = Programs { this: Release::This.programs()?, previous };
+    let lab = programs.path("lab");
     let address_file = directory.join("nodes.address");
     let log = std::fs::File::create(directory.join("nodes.log")).context("log of the node side")?;
     // The process namespace ends with its first process, and takes along whatever the nodes have started.
@@ -133,7 +147,6 @@ async fn native(directory: &Path) -> Result<Site> {
     step!("node side ready on this machine");
     let outside = Ipv4Addr::LOCALHOST.into();
     let confd = RealConfd::from_env().map_err(Error::msg)?;
-    let programs = Programs(programs);
     let kube_proxy = paths::kube()?.join(KUBE_PROXY).to_string_lossy().into_owned();
     Ok(Site {
         mode: Mode::Native,

@@ -20,10 +20,16 @@ use tokio::{
 };
 
 use super::{KUBE_PROXY, Mode, Programs, Site, alive, dies_with_us, free_ports, image};
-use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, step, wait};
+use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, release::Release, step, wait};
 
 /// Programs of ours that run on nodes.
-const PROGRAMS: [&str; 2] = ["lab", "calico-vni-router"];
+const PROGRAMS: [&str; 2] = ["lab", ROUTER];
+
+/// The node's program of each release.
+const ROUTER: &str = "calico-vni-router";
+
+/// Where below those the programs of the release before are.
+const PREVIOUS: &str = "previous";
 
 /// Where the machine mounts its second disk; the init script names it too.
 const MOUNTED: &str = "/opt/lab";
@@ -35,9 +41,9 @@ const NODES_PORT: u16 = 7000;
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 
 /// Builds what is missing and boots.
-pub async fn start(directory: &Path) -> Result<Site> {
+pub async fn start(directory: &Path, release: Release) -> Result<Site> {
     let image = image::find_or_build().await?;
-    let (disk, confd) = programs_disk(directory, &image.glibc).await?;
+    let (disk, confd) = programs_disk(directory, &image.glibc, release).await?;
     let [port] = free_ports()?;
     let console = directory.join("console.log");
     let kvm = kvm_works(&image.kernel).await;
@@ -77,7 +83,8 @@ pub async fn start(directory: &Path) -> Result<Site> {
         wait::until("the virtual machine's node side to answer", Duration::from_mins(3), look).await?;
     nodes.own().await?;
     step!("node side ready in the virtual machine");
-    let programs = Programs(PathBuf::from(MOUNTED));
+    let previous = (release == Release::Previous).then(|| Path::new(MOUNTED).join(PREVIOUS));
+    let programs = Programs { this: MOUNTED.into(), previous };
     let outside = OUTSIDE.into();
     let kube_proxy = programs.path(KUBE_PROXY);
     Ok(Site {
@@ -136,32 +143,23 @@ async fn kvm_works(kernel: &Path) -> bool {
 const KERNEL_SPEAKS: &[u8] = b"Linux version ";
 
 /// Makes the file system with our programs, which the machine mounts at `/opt/lab`.
-async fn programs_disk(directory: &Path, glibc: &str) -> Result<(PathBuf, Option<RealConfd>)> {
-    let built = paths::programs()?;
+async fn programs_disk(
+    directory: &Path,
+    glibc: &str,
+    release: Release,
+) -> Result<(PathBuf, Option<RealConfd>)> {
     let tree = directory.join("opt-lab");
-    fs::create_dir_all(&tree).context("directory for the second disk")?;
     let mut size = 0;
     for program in PROGRAMS {
-        let copy = tree.join(program);
-        let from = built.join(program);
-        // Symbols would be most of the disk, and nobody debugs in there.
-        let status = Command::new("strip")
-            .arg("-o")
-            .args([&copy, &from])
-            .stderr(Stdio::null())
-            .status()
-            .await
-            .context("start strip")?;
-        if !status.success() {
-            fs::copy(&from, &copy)
-                .with_context(|| format!("copy {}; `cargo build` makes it", from.display()))?;
-        }
-        size += fs::metadata(&copy).context("size of a program")?.size();
+        size += stripped(&Release::This.program(program)?, &tree).await?;
+    }
+    if release == Release::Previous {
+        size += stripped(&release.program(ROUTER)?, &tree.join(PREVIOUS)).await?;
     }
     let kube_proxy = paths::kube()?.join(KUBE_PROXY);
     size += fs::copy(&kube_proxy, tree.join(KUBE_PROXY))
         .with_context(|| format!("copy {}; `make kube` builds it", kube_proxy.display()))?;
-    size += c_library(&built.join(PROGRAMS[0]), glibc, &tree).await?;
+    size += c_library(&Release::This.program(PROGRAMS[0])?, glibc, &tree).await?;
     let confd = confd_on_disk(&tree).await?;
     size += confd.as_ref().map_or(0, |(_, size)| *size);
     let disk = directory.join("programs.ext4");
@@ -179,6 +177,23 @@ async fn programs_disk(directory: &Path, glibc: &str) -> Result<(PathBuf, Option
     }
     fs::remove_dir_all(&tree).context("remove what went to the second disk")?;
     Ok((disk, confd.map(|(confd, _)| confd)))
+}
+
+/// Copies a program without its symbols, which would be most of the disk though nobody debugs in there, and tells its octets.
+async fn stripped(program: &Path, folder: &Path) -> Result<u64> {
+    fs::create_dir_all(folder).context("directory for the second disk")?;
+    let copy = folder.join(program.file_name().context("a program without a name")?);
+    let status = Command::new("strip")
+        .arg("-o")
+        .args([&copy, program])
+        .stderr(Stdio::null())
+        .status()
+        .await
+        .context("start strip")?;
+    if !status.success() {
+        fs::copy(program, &copy).with_context(|| format!("copy {}", program.display()))?;
+    }
+    Ok(fs::metadata(&copy).context("size of a program")?.size())
 }
 
 /// Puts Calico's own confd on the disk, where the environment names one, and tells where it will be and its octets.
