@@ -5,7 +5,7 @@ CARGO ?= cargo
 TOOLS := target/tools/bin
 LAB := target/debug/lab
 
-.PHONY: help deps generate build images kube helm demo test test-unit test-e2e kind-e2e fuzz bench-plan bench-fanout check fmt clippy deny generated advisories up down
+.PHONY: help deps generate build images kube helm demo test test-unit test-e2e previous upgrade-e2e kind-e2e book fuzz bench-plan bench-fanout check fmt clippy deny generated advisories up down
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
@@ -45,7 +45,7 @@ test: deps kube helm ## everything: unit, golden, property, kernel, real API ser
 
 # The parts of it name the whole workspace too, so that all share one build.
 test-unit: ## of these, unit, golden and property tests: no privilege, under a minute when built
-	@$(CARGO) test --workspace --lib --bins --test generated --test golden --test laws --test fuzz --test plan
+	@$(CARGO) test --workspace --lib --bins --test generated --test golden --test laws --test fuzz --test plan --test docs
 
 test-e2e: deps kube ## of these, the lab's scenarios
 	@$(CARGO) test --quiet --workspace --no-run
@@ -56,12 +56,24 @@ fuzz: ## a million cases each of what a controller could send and of what people
 	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test -p calico-vni-router --lib fuzz
 	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test -p calico-vni-planner --test fuzz
 
+previous: ## controller and agent of the version before this one, from the history, into target/previous
+	@e2e/previous/build.sh
+
+upgrade-e2e: deps kube build previous ## the lab's upgrade: from the version before this one and back, with tenants in use (needs root)
+	@$(LAB) test upgrade
+
 kind-e2e: helm ## the chart on real kubelets: install, rights, leader, upgrade, uninstall, in a kind cluster by podman (needs root)
 	@KIND=1 e2e/deps.sh
 	@e2e/kind/build.sh
 	@$(CARGO) build --workspace --bins
 	@. e2e/kind/env.sh && deploy/images/build.sh dev && e2e/kind/node.sh
 	@$(LAB) kind test
+
+book: $(TOOLS)/mdbook ## README.md and docs/ as a book, in target/book/html
+	@docs/book.sh
+
+$(TOOLS)/mdbook:
+	@$(CARGO) install mdbook --version =0.5.4 --locked --root target/tools
 
 bench-plan: ## what a re-plan of 1,000 tenants on 5,000 nodes costs
 	@$(CARGO) bench --quiet -p calico-vni-planner --bench plan

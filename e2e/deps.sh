@@ -32,8 +32,8 @@ if [ ${#missing[@]} -gt 0 ]; then
 		chmod 755 $policy
 		trap 'rm -f '$policy EXIT
 	fi
-	apt-get update -qq
-	apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+	apt-get -o Acquire::Retries=3 update -qq
+	apt-get -o Acquire::Retries=3 install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
 fi
 
 # kind mounts it into its nodes, also where the kernel has no modules.

@@ -6,8 +6,8 @@ FROM ${BASE}
 # iproute2 is for people who look for a fault.
 RUN groupadd --system --gid 920 frr && groupadd --system --gid 921 frrvty \
  && useradd --system --uid 920 --gid frr --groups frrvty --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin frr \
- && apt-get update -qq \
- && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends frr iproute2 nftables >/dev/null \
+ && apt-get -o Acquire::Retries=3 update -qq \
+ && DEBIAN_FRONTEND=noninteractive apt-get -o Acquire::Retries=3 install -y -qq --no-install-recommends frr iproute2 nftables >/dev/null \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/*.log /var/log/apt
 COPY calico-vni-router /usr/local/bin/
 # Root, since a container's other users get no capabilities; how few it needs is in the chart's DaemonSet.

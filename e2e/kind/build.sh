@@ -4,6 +4,7 @@
 # etcd, kube-apiserver, kube-controller-manager, kubectl and kube-proxy are those of e2e/kube/build.sh.
 set -euo pipefail
 cd "$(dirname "$0")"
+. ../again.sh
 top=$(git rev-parse --show-toplevel 2>/dev/null || realpath ../..)
 out=$top/target/kind/bin
 
@@ -28,26 +29,26 @@ flags='-s -w'
 for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
 	flags="$flags -X $package.gitVersion=$kubernetes -X $package.gitMajor=1 -X $package.gitMinor=36 -X $package.gitTreeState=clean"
 done
-(cd ../kube/kubernetes && go build -trimpath -ldflags "$flags" -o "$out/kube-node" ./kube-node)
+(cd ../kube/kubernetes && again go build -trimpath -ldflags "$flags" -o "$out/kube-node" ./kube-node)
 said 'kubelet, kubeadm and kube-scheduler'
 
-go install -trimpath -ldflags '-s -w' "sigs.k8s.io/kind@$kind"
+again go install -trimpath -ldflags '-s -w' "sigs.k8s.io/kind@$kind"
 said kind
 
 # File systems that need C libraries or are not used leave the build.
 for program in containerd ctr containerd-shim-runc-v2; do
-	go install -trimpath -tags 'no_aufs no_btrfs no_devmapper no_zfs' \
+	again go install -trimpath -tags 'no_aufs no_btrfs no_devmapper no_zfs' \
 		-ldflags "-s -w -X github.com/containerd/containerd/v2/version.Version=$containerd" \
 		"github.com/containerd/containerd/v2/cmd/$program@v$containerd"
 done
 said containerd
 
 for plugin in ipam/host-local main/loopback main/ptp meta/portmap; do
-	go install -trimpath -ldflags '-s -w' "github.com/containernetworking/plugins/plugins/$plugin@$plugins"
+	again go install -trimpath -ldflags '-s -w' "github.com/containernetworking/plugins/plugins/$plugin@$plugins"
 done
 said 'CNI plugins'
 
-(cd coredns && go build -trimpath -ldflags '-s -w' -o "$out/coredns" .)
-(cd pause && go build -trimpath -ldflags '-s -w' -o "$out/pause" .)
+(cd coredns && again go build -trimpath -ldflags '-s -w' -o "$out/coredns" .)
+(cd pause && again go build -trimpath -ldflags '-s -w' -o "$out/pause" .)
 said 'CoreDNS and the sandbox process'
 echo "$stamp" >"$out/stamp"

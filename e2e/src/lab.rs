@@ -11,6 +11,7 @@ use futures::future::try_join_all;
 use crate::{
     leaf,
     nodes::{client::Nodes, protocol::Command},
+    release::Release,
     site::{Mode, Site},
     step,
     topology::{self, Batch, Node, PodLink},
@@ -27,9 +28,9 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Starts everything, in the order of need; logs and data go to `directory`.
-    pub async fn start(directory: &Path) -> Result<Self> {
-        let site = Site::start(Mode::choose().await?, directory).await?;
+    /// Starts everything, in the order of need; logs and data go to `directory`. Programs of `release` can be started too.
+    pub async fn start(directory: &Path, release: Release) -> Result<Self> {
+        let site = Site::start(Mode::choose().await?, directory, release).await?;
         let members = vec![Node::new(1), Node::new(2)];
         let lab = Self { site, members, directory: directory.to_owned() };
         lab.network().await?;

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{
     nodes::{client::Nodes, protocol::Command},
-    topology::{FABRIC_TENANTS, LEAF, LEAF_ASN, LEAF_VTEP, Node, ROUTER_ASN},
+    topology::{FABRIC_TENANTS, FabricTenant, LEAF, LEAF_ASN, LEAF_VTEP, Node, ROUTER_ASN},
     wait,
 };
 
@@ -21,9 +21,12 @@ pub const BGPD: &str = "/run/frr/leaf/bgpd.vty";
 /// Where Debian puts the daemons.
 const DAEMONS: &str = "/usr/lib/frr";
 
-fn render_zebra() -> String {
-    let mut text = String::from("hostname leaf\nlog stdout debugging\ndebug zebra vxlan\n");
-    for tenant in &FABRIC_TENANTS {
+/// What makes the logs say more, and is no part of what docs/underlay.md shows.
+const ZEBRA_HEAD: &str = "hostname leaf\nlog stdout debugging\ndebug zebra vxlan\n";
+
+fn render_zebra(tenants: &[FabricTenant]) -> String {
+    let mut text = String::new();
+    for tenant in tenants {
         let _ = write!(text, "vrf {}\n vni {}\nexit-vrf\n", tenant.name, tenant.vni);
     }
     text
@@ -33,9 +36,9 @@ fn render_zebra() -> String {
 ///
 /// One path a prefix: FRR 8.4 forgets the router MACs of all of a prefix's next hops when one of several equal paths is
 /// withdrawn, and then sends nothing to those that are left.
-fn render_bgpd(nodes: &[Node]) -> String {
+fn render_bgpd(nodes: &[Node], tenants: &[FabricTenant]) -> String {
     let mut text = format!(
-        "hostname leaf\nrouter bgp {LEAF_ASN}\n bgp router-id {LEAF_VTEP}\n no bgp ebgp-requires-policy\n no bgp default ipv4-unicast\n"
+        "router bgp {LEAF_ASN}\n bgp router-id {LEAF_VTEP}\n no bgp ebgp-requires-policy\n no bgp default ipv4-unicast\n"
     );
     for node in nodes {
         let peer = node.fabric_address();
@@ -50,7 +53,7 @@ fn render_bgpd(nodes: &[Node]) -> String {
         let _ = writeln!(text, "  neighbor {} activate", node.fabric_address());
     }
     text.push_str("  advertise-all-vni\n exit-address-family\nexit\n");
-    for tenant in &FABRIC_TENANTS {
+    for tenant in tenants {
         let _ = write!(
             text,
             "router bgp {LEAF_ASN} vrf {}\n bgp router-id {LEAF_VTEP}\n no bgp ebgp-requires-policy\n",
@@ -72,8 +75,9 @@ fn render_bgpd(nodes: &[Node]) -> String {
 /// Writes the configuration and starts zebra and bgpd; returns when bgpd answers with its VRFs up.
 pub async fn start(nodes: &Nodes, members: &[Node]) -> Result<()> {
     let (zebra, bgpd) = (format!("{STATE}/zebra.conf"), format!("{STATE}/bgpd.conf"));
-    nodes.write(&zebra, &render_zebra(), 0o640, Some("frr")).await?;
-    nodes.write(&bgpd, &render_bgpd(members), 0o640, Some("frr")).await?;
+    let tenants = &FABRIC_TENANTS;
+    nodes.write(&zebra, &(ZEBRA_HEAD.to_owned() + &render_zebra(tenants)), 0o640, Some("frr")).await?;
+    nodes.write(&bgpd, &render_bgpd(members, tenants), 0o640, Some("frr")).await?;
     for (daemon, configuration) in [("zebra", &zebra), ("bgpd", &bgpd)] {
         let argv = [
             &format!("{DAEMONS}/{daemon}"),
@@ -171,4 +175,18 @@ fn parse_type5(text: &str) -> Result<Vec<Type5>> {
 
 fn one_or_many(value: &Value) -> Vec<&Value> {
     value.as_array().map_or_else(|| vec![value], |list| list.iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guide_shows_this_leaf() {
+        let tenants = &FABRIC_TENANTS[..1];
+        let leaf = render_zebra(tenants) + &render_bgpd(&[Node::new(1), Node::new(2)], tenants);
+        let page = include_str!("../../docs/underlay.md");
+        let shown = page.split("```frr\n").nth(1).and_then(|rest| rest.split("```").next());
+        similar_asserts::assert_eq!(shown.unwrap(), leaf, "docs/underlay.md, the first block of FRR");
+    }
 }

@@ -12,6 +12,7 @@ pub mod look;
 pub mod matrix;
 pub mod nodes;
 pub mod paths;
+pub mod release;
 pub mod run;
 pub mod scenarios;
 pub mod sink;

@@ -94,7 +94,8 @@ async fn work(work: Work) -> Result<ExitCode> {
         Ok("v3") | Err(_) => CalicoApi::V3,
         Ok(other) => anyhow::bail!("LAB_CALICO_API is `{other}`; it can be `v3` or `v1`"),
     };
-    let mut world = World::start(calico).await?;
+    let release = scenarios::first_release(chosen.as_deref().unwrap_or_default());
+    let mut world = World::start(calico, release).await?;
     if let Some(chosen) = chosen {
         scenarios::play(&mut world, &chosen).await?;
     }

@@ -2,7 +2,7 @@
 //!
 //! The lab knows namespaces and wires; this knows who runs in them and how they find each other.
 
-use std::{collections::BTreeMap, fs, net::IpAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, net::IpAddr, ops::RangeInclusive, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use calico_vni_crds::calico::{CalicoApi, IpPool};
@@ -15,7 +15,9 @@ use crate::{
     calico::{ipam, ipam::Ipam},
     lab::Lab,
     matrix::{Kind, Place},
-    paths, run,
+    paths,
+    release::Release,
+    run,
     site::free_ports,
     step,
     topology::{self, Addresses, FABRIC_TENANTS, Node, OUTSIDE, OUTSIDE_ADDRESSES, PodLink},
@@ -33,6 +35,12 @@ pub use tenants::Matrix;
 
 /// What a busy machine may take for what takes seconds.
 pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Our definitions.
+const DEFINITIONS: &str = "crds/generated";
+
+/// Namespace, accounts and rights.
+const RIGHTS: &str = "deploy/rbac.yaml";
 
 /// What the API server refuses at once.
 pub const ADMISSION: &str = "deploy/admission.yaml";
@@ -52,6 +60,8 @@ pub struct World {
     pub calico: CalicoApi,
     /// The administrator's client.
     pub client: kube::Client,
+    /// Which controller and agents are started, and whose files are applied.
+    pub release: Release,
     controller: Process,
     controller_port: u16,
     pods: Vec<Place>,
@@ -67,12 +77,12 @@ impl Drop for World {
 }
 
 impl World {
-    /// Starts everything. Tenants and their pools come later, by whoever plays a scenario.
-    pub async fn start(calico: CalicoApi) -> Result<Self> {
+    /// Starts everything, with this release. Tenants and their pools come later, by whoever plays a scenario.
+    pub async fn start(calico: CalicoApi, release: Release) -> Result<Self> {
         let programs = paths::kube()?;
         let directory = run::directory()?;
         let data = directory.join("api");
-        let (lab, api) = try_join(Lab::start(&directory), ApiSide::start(&data, &programs)).await?;
+        let (lab, api) = try_join(Lab::start(&directory, release), ApiSide::start(&data, &programs)).await?;
         run::record(&directory, &lab.site, &api)?;
         step!("API server ready: export KUBECONFIG={}", api.kubeconfig(User::Admin).display());
         let client = api.client(User::Admin).await?;
@@ -88,6 +98,7 @@ impl World {
             api,
             calico,
             client: client.clone(),
+            release,
         };
         world.cluster().await?;
         world.start_confd().await?;
@@ -103,11 +114,9 @@ impl World {
             CalicoApi::V3 => "e2e/calico-crds/v3",
             CalicoApi::CrdV1 => "e2e/calico-crds/v1",
         };
-        for folder in ["crds/generated", calico_crds, "deploy/rbac.yaml"] {
-            self.apply_file(folder).await?;
-        }
-        self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=120s"]).await?;
-        self.apply_file(ADMISSION).await?;
+        self.apply_file(calico_crds).await?;
+        self.apply_definitions().await?;
+        self.apply_rights().await?;
         // The role is bound to the user that the controller is here, as it is to its service account in a cluster.
         let (role, user) =
             ("--clusterrole=calico-vni-controller", format!("--user={}", User::Controller.name()));
@@ -131,6 +140,22 @@ impl World {
         Ok(())
     }
 
+    /// Applies our definitions, and waits until all that are there can be used.
+    pub async fn apply_definitions(&self) -> Result<()> {
+        self.apply_file(DEFINITIONS).await?;
+        self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=120s"])
+            .await
+            .map(drop)
+    }
+
+    /// Applies what else the chart makes in the API server: rights and policies.
+    pub async fn apply_rights(&self) -> Result<()> {
+        for file in [RIGHTS, ADMISSION] {
+            self.apply_file(file).await?;
+        }
+        Ok(())
+    }
+
     /// Starts the controller, as the user whose rights are those of `deploy/rbac.yaml`.
     pub async fn start_controller(&mut self) -> Result<()> {
         self.controller = self.controller_at("controller", self.controller_port)?;
@@ -150,7 +175,7 @@ impl World {
     }
 
     fn controller_at(&self, name: &'static str, port: u16) -> Result<Process> {
-        let mut command = Local::new(program("calico-vni-controller")?);
+        let mut command = Local::new(self.release.program("calico-vni-controller")?);
         command.env("KUBECONFIG", self.api.kubeconfig(User::Controller)).args([
             "--grpc-listen",
             &format!("127.0.0.1:{port}"),
@@ -158,6 +183,11 @@ impl World {
             "127.0.0.1:0",
         ]);
         Process::start(name, &command, self.api.dir())
+    }
+
+    /// Asks the controller to end (SIGTERM) and waits until it has.
+    pub async fn stop_controller(&mut self) -> Result<()> {
+        self.controller.stop().await
     }
 
     /// Kills the controller (SIGKILL).
@@ -181,7 +211,7 @@ impl World {
 
     /// `kubectl vni` as somebody, started where the repository's files are.
     pub fn vni(&self, user: User, arguments: &[&str]) -> Result<Local> {
-        let mut command = Local::new(program("kubectl-vni")?);
+        let mut command = Local::new(Release::This.program("kubectl-vni")?);
         command.env("KUBECONFIG", self.api.kubeconfig(user)).args(arguments);
         command.current_dir(paths::checkout()).kill_on_drop(true);
         Ok(command)
@@ -192,9 +222,9 @@ impl World {
         self.api.kubectl(args).await
     }
 
-    /// `kubectl apply` of a file or folder of the repository, read for the group in which this run serves Calico's kinds.
+    /// `kubectl apply` of a file or folder of the release, read for the group in which this run serves Calico's kinds.
     pub async fn apply_file(&self, path: &str) -> Result<String> {
-        let whole = paths::checkout().join(path);
+        let whole = self.release.source()?.join(path);
         if self.calico == CalicoApi::V3 || whole.is_dir() {
             return self.kubectl(&["apply", "-f", &whole.to_string_lossy()]).await;
         }
@@ -359,7 +389,7 @@ Logs: {}",
     /// Ends everything in good order and removes what it wrote.
     pub async fn stop(mut self) -> Result<()> {
         self.stop.cancel();
-        self.controller.stop().await?;
+        self.stop_controller().await?;
         let directory = self.lab.directory.clone();
         drop(self);
         fs::remove_dir_all(&directory).with_context(|| format!("remove {}", directory.display()))
@@ -380,11 +410,4 @@ pub fn link(node: &str) -> String {
 /// Where a node's FRR has its sockets, on the node side.
 pub fn frr_dir(node: &str) -> String {
     format!("/var/run/frr/{node}")
-}
-
-/// A program of ours, beside this one.
-fn program(name: &str) -> Result<PathBuf> {
-    let path = paths::programs()?.join(name);
-    ensure!(path.exists(), "{} is missing: run `make build`", path.display());
-    Ok(path)
 }

@@ -1,12 +1,7 @@
-//! What users copy and follow: every example is taken by a real API server and planned without a word of complaint, every
-//! reason that an object can be refused for is explained, and every link between documents leads somewhere.
+//! What users copy and follow: every example is taken by a real API server and planned without a word of complaint, and every
+//! reason that an object can be refused for is explained.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use calico_vni_crds::calico::IpPool;
@@ -240,58 +235,4 @@ fn every_reason_is_explained() {
     assert_eq!(unexplained(&words, &page), [""; 0], "docs/troubleshooting.md does not say what to do");
     let without = page.replace("\n| `PoolOverlap` |", "\n| `Overlap` |");
     assert_eq!(unexplained(&words, &without), ["PoolOverlap"]);
-}
-
-/// All documents of the checkout that are not built.
-fn pages(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
-        let (path, name) = (entry.path(), entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            // Below `src` are parts of pages that are generated elsewhere.
-            if name != "target" && name != "src" && !name.to_str().unwrap().starts_with('.') {
-                found.extend(pages(&path));
-            }
-        } else if path.extension().is_some_and(|extension| extension == "md") {
-            found.push(path);
-        }
-    }
-    found
-}
-
-/// Names of a page's headings as links have them: lower case, words joined by a hyphen, other signs left out.
-fn anchors(page: &str) -> BTreeSet<String> {
-    let headings =
-        page.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
-    let sign = |c: char| match c {
-        ' ' => Some('-'),
-        c if c.is_alphanumeric() || c == '-' || c == '_' => Some(c.to_ascii_lowercase()),
-        _ => None,
-    };
-    headings.map(|heading| heading.chars().filter_map(sign).collect()).collect()
-}
-
-/// Links of a page that lead nowhere.
-fn broken(page: &Path, text: &str) -> Vec<String> {
-    let links = text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0));
-    let local = links.filter(|link| !link.contains("://"));
-    let leads = |link: &&str| {
-        let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
-        let target = if file.is_empty() { page.to_owned() } else { page.parent().unwrap().join(file) };
-        let has = |text: &str| anchors(text).contains(anchor);
-        target.exists() && (anchor.is_empty() || has(&fs::read_to_string(target).unwrap()))
-    };
-    local.filter(|link| !leads(link)).map(|link| format!("{}: {link}", page.display())).collect()
-}
-
-#[test]
-fn links_lead_somewhere() {
-    let pages = pages(paths::checkout());
-    let readme = paths::checkout().join("README.md");
-    assert!(pages.contains(&readme), "{pages:?}");
-    let found: Vec<String> =
-        pages.iter().flat_map(|page| broken(page, &fs::read_to_string(page).unwrap())).collect();
-    assert_eq!(found, [""; 0]);
-    let wrong = "[a](docs/architecture.md) [b](docs/nowhere.md) [c](docs/architecture.md#nothing) [d](https://example.com/x)";
-    assert_eq!(broken(&readme, wrong).len(), 2, "{:?}", broken(&readme, wrong));
 }

@@ -5,6 +5,7 @@ use std::{fs, net::SocketAddr, time::Duration};
 use anyhow::{Result, ensure};
 use calico_vni_e2e::{
     nodes::protocol::{Command, Flow, Health, Probe, Probed},
+    release::Release,
     site::{Mode, Site},
     steady::Steady,
     wait,
@@ -18,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Two namespaces, a and b, on one link: 192.0.2.1 and .2, 2001:db8::1 and ::2. Nobody has .3 and ::3.
 async fn site() -> (Site, TempDir) {
     let directory = tempfile::tempdir().unwrap();
-    let site = Site::start(Mode::Native, directory.path()).await.unwrap();
+    let site = Site::start(Mode::Native, directory.path(), Release::This).await.unwrap();
     let own = ["netns add a", "netns add b", "link add ve0 netns a type veth peer name ve0 netns b"];
     site.nodes.ip(None, own.map(str::to_owned).into()).await.unwrap();
     for (netns, number) in [("a", 1), ("b", 2)] {

@@ -24,8 +24,8 @@ COPY pause/ /
 ENTRYPOINT ["/pause"]
 
 FROM docker.io/library/debian:bookworm-slim AS kube-proxy
-RUN apt-get update -qq \
- && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends conntrack iptables kmod nftables >/dev/null \
+RUN apt-get -o Acquire::Retries=3 update -qq \
+ && DEBIAN_FRONTEND=noninteractive apt-get -o Acquire::Retries=3 install -y -qq --no-install-recommends conntrack iptables kmod nftables >/dev/null \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt
 COPY kube-proxy/ /
 ENTRYPOINT ["kube-proxy"]

@@ -17,7 +17,7 @@ use super::node::Node;
 use crate::{paths, step, wait};
 
 /// Name of the kind cluster.
-const NAME: &str = "calico-vni";
+pub const NAME: &str = "calico-vni";
 /// Ours, as `deploy/images/build.sh` names them.
 pub const IMAGES: [&str; 2] =
     ["ghcr.io/calico-vni/calico-vni-controller", "ghcr.io/calico-vni/calico-vni-router"];
@@ -57,11 +57,6 @@ impl Cluster {
         ensure!(cluster.nodes.len() == 3, "nodes: {:?}", cluster.nodes);
         step!("kind: cluster with {} nodes", cluster.nodes.len());
         Ok(cluster)
-    }
-
-    /// Deletes it.
-    pub async fn delete(&self) -> Result<()> {
-        delete().await
     }
 
     /// A network for pods, in the place of Calico's: each node's own subnet, and routes between the nodes.
@@ -146,7 +141,8 @@ impl Cluster {
     }
 }
 
-async fn delete() -> Result<()> {
+/// Deletes it.
+pub async fn delete() -> Result<()> {
     output("kind", &["delete", "cluster", "--name", NAME]).await?;
     // The nodes' control groups outlive them, empty; one that is not empty is somebody's, and stays.
     let groups = ["/sys/fs/cgroup", "-depth", "-type", "d", "-path", "*/libpod_parent*", "-delete"];

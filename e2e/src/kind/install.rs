@@ -13,7 +13,7 @@ pub fn folder() -> Result<String> {
     Ok(folder.to_str().context("path of the checkout")?.to_owned())
 }
 
-/// Installs it, and waits until every agent is at the controller, over TLS and with its token.
+/// Installs it, and waits until both controllers are ready and every agent is at the one that leads, over TLS and with its token.
 pub async fn chart(cluster: &Cluster) -> Result<()> {
     let began = std::time::Instant::now();
     let folder = folder()?;
@@ -23,6 +23,8 @@ pub async fn chart(cluster: &Cluster) -> Result<()> {
         install.extend(["--set", "router.maxUnavailable=100%"]);
     }
     cluster.helm(&install).await?;
+    let controllers = ["rollout", "status", "deployment/calico-vni-controller", "--timeout=180s"];
+    cluster.kubectl(&[&["-n", "calico-vni"][..], &controllers].concat()).await?;
     connected(cluster).await?;
     for node in &cluster.nodes {
         node.router().await?;
@@ -74,8 +76,13 @@ pub async fn looks(cluster: &Cluster) -> Result<()> {
     for (command, told) in
         [(summary, "local AS number 65001"), (guard, "table inet calico-vni"), (show, "in step")]
     {
-        let text = cluster.kubectl(&[&exec, command.as_slice()].concat()).await?;
-        ensure!(text.contains(told), "`{}` does not say `{told}`: {text}", command.join(" "));
+        let command = [&exec, command.as_slice()].concat();
+        until(&format!("`kubectl {}` to say `{told}`", command.join(" ")), async || {
+            let text = cluster.kubectl(&command).await?;
+            ensure!(text.contains(told), "{text}");
+            Ok(())
+        })
+        .await?;
     }
     step!("kind: vtysh, nft and `calico-vni-router show` answer in the pods");
     Ok(())

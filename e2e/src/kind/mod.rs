@@ -80,12 +80,19 @@ async fn inside(stay: bool) -> Result<()> {
     }
     cluster::output("ip", &["link", "set", "lo", "up"]).await?;
 
-    let cluster = Cluster::create(&kind).await?;
+    let cluster = match Cluster::create(&kind).await {
+        Ok(cluster) => cluster,
+        Err(error) => {
+            evidence::of_creation(&kind.join("logs")).await;
+            cluster::delete().await?;
+            return Err(error);
+        }
+    };
     let result = play(&cluster, stay).await;
     if result.is_err() {
         evidence::keep(&cluster, &kind.join("logs")).await;
     }
-    let deleted = cluster.delete().await;
+    let deleted = cluster::delete().await;
     result.and(deleted)?;
     step!("kind: passed");
     Ok(())

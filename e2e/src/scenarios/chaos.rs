@@ -3,39 +3,21 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
-use super::{controller_gone::owned_versions, demo::RED_TENANT};
+use super::{
+    controller_gone::owned_versions,
+    flows::{Flows, all_in_step},
+};
 use crate::{
-    matrix::{Cell, Place, Way},
-    nodes::protocol::{FlowResult, Health},
-    steady::{self, Steady},
-    step,
+    nodes::protocol::Health,
     topology::Node,
     wait,
     world::{PATIENCE, World, link},
 };
 
-/// Between two requests of a flow.
-const PAUSE: Duration = Duration::from_millis(20);
-
-/// Rounds of requests that go on before and after what happens.
-const ROUNDS: u64 = 50;
-
 /// How long the API server and its store are away.
 const AWAY: Duration = Duration::from_mins(1);
-
-/// Who speaks with whom, all the time: on a node, between nodes, out to the fabric and in.
-const PAIRS: [(&str, &str); 8] = [
-    ("red-n1-a", "red-n1-b"),
-    ("red-n1-a", "red-n2-a"),
-    ("red-n2-a", "red-n1-a"),
-    ("red-n1-a", "ext-red"),
-    ("ext-red", "red-n2-a"),
-    ("blue-n1-a", "blue-n2-a"),
-    ("blue-n2-a", "ext-blue"),
-    ("dflt-n1-a", "dflt-n2-a"),
-];
 
 /// Plays all of it, one after the other.
 pub async fn play(world: &mut World) -> Result<()> {
@@ -47,83 +29,6 @@ pub async fn play(world: &mut World) -> Result<()> {
     clocks_apart(world).await?;
     disk_full(world).await?;
     two_controllers(world).await
-}
-
-/// The flows of one happening.
-struct Flows {
-    places: Vec<Place>,
-    cells: Vec<Cell>,
-    steady: Steady,
-}
-
-impl Flows {
-    async fn start(world: &World) -> Result<Self> {
-        let places = world.places(&["red", "blue"]);
-        let find = |name: &str| places.iter().position(|p| p.name == name).with_context(|| name.to_owned());
-        let mut cells = Vec::new();
-        for (from, to) in PAIRS {
-            // Echo requests alone: a TCP that is knocked at this often answers no more than twice a second.
-            for way in Way::ICMP {
-                cells.push(Cell { from: find(from)?, to: find(to)?, way, reach: true });
-            }
-        }
-        let flows = cells.iter().map(|cell| steady::flow(cell, &places)).collect();
-        let steady = Steady::start(world.lab.nodes(), PAUSE, flows).await?;
-        let flows = Self { places, cells, steady };
-        flows.go_on().await?;
-        Ok(flows)
-    }
-
-    /// Waits until every flow has been answered so many more times.
-    async fn go_on(&self) -> Result<()> {
-        let before = self.steady.so_far().await?;
-        wait::until("all flows to go on", PATIENCE, async || {
-            let now = self.steady.so_far().await?;
-            for (before, now) in before.iter().zip(&now) {
-                ensure!(now.answered >= before.answered + ROUNDS, "{now:?}");
-            }
-            Ok(())
-        })
-        .await
-    }
-
-    /// Ends them. Each request has to have been answered.
-    async fn end(self, what: &str) -> Result<()> {
-        self.go_on().await?;
-        let results = self.steady.stop().await?;
-        let sent: u64 = results.iter().map(|result| result.sent + result.refused).sum();
-        let lost: Vec<String> = self
-            .cells
-            .iter()
-            .zip(&results)
-            .filter_map(|(cell, result)| lost(&self.places, cell, result))
-            .collect();
-        ensure!(lost.is_empty(), "{what}: of {sent} packets were lost: {}", lost.join("; "));
-        step!("{what}: of {sent} packets none was lost");
-        Ok(())
-    }
-}
-
-/// What a flow has lost, if anything.
-fn lost(places: &[Place], cell: &Cell, result: &FlowResult) -> Option<String> {
-    let FlowResult { sent, refused, arrived, answered, longest_gap_ms, error } = result;
-    (answered < &(sent + refused)).then(|| {
-        format!(
-            "{} to {} by {}: {sent} sent, {refused} refused ({error}), {arrived} arrived, {answered} answered, longest gap {longest_gap_ms} ms",
-            places[cell.from].name, places[cell.to].name, cell.way
-        )
-    })
-}
-
-/// Waits until nobody has anything left to do.
-async fn all_in_step(world: &World) -> Result<()> {
-    for tenant in [RED_TENANT, "blue"] {
-        world.programmed(tenant).await?;
-    }
-    for node in &world.lab.members {
-        world.in_step(node, PATIENCE).await?;
-    }
-    Ok(())
 }
 
 /// Sets what the routers' configurations show, and returns its line.

@@ -5,7 +5,7 @@ use std::{pin::Pin, time::Instant};
 
 use anyhow::{Result, bail};
 
-use crate::{step, world::World};
+use crate::{release::Release, step, world::World};
 
 pub mod bad_input;
 pub mod chaos;
@@ -14,6 +14,7 @@ pub mod controller_gone;
 pub mod demo;
 pub mod doctor;
 pub mod drift;
+pub mod flows;
 pub mod many_vrfs;
 pub mod matrix;
 pub mod mtu;
@@ -23,6 +24,7 @@ pub mod second_tenant;
 pub mod services;
 pub mod spoofing;
 pub mod transitions;
+pub mod upgrade;
 pub mod withdraw;
 
 /// A scenario's work.
@@ -38,11 +40,16 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which they can be played: the others stand on what the first one makes.
-pub static ALL: [Scenario; 18] = [
+pub static ALL: [Scenario; 19] = [
     Scenario {
         name: "demo",
         shows: "an annotated pool and a Tenant become VRFs; tenants reach their own and nobody else",
         play: |world| Box::pin(demo::play(world)),
+    },
+    Scenario {
+        name: UPGRADE,
+        shows: "from the release before this one to this one and back, tenants in use lose nothing",
+        play: |world| Box::pin(upgrade::play(world)),
     },
     Scenario {
         name: "withdraw",
@@ -131,9 +138,18 @@ pub static ALL: [Scenario; 18] = [
     },
 ];
 
-/// Scenarios that are played only when their whole name is asked for: they take an emulated machine many minutes, and the one of
-/// the lost VRF waits for a recovery of FRR 8.4 that has been seen to work a few times only.
-const BY_NAME: [&str; 4] = ["many_vrfs", "chaos", "doctor", "vrf_deleted"];
+/// Scenarios that are played only when their whole name is asked for: they take an emulated machine many minutes, the upgrade
+/// needs a second build, and the one of the lost VRF waits for a recovery of FRR 8.4 that has been seen to work a few times only.
+const BY_NAME: [&str; 5] = [UPGRADE, "many_vrfs", "chaos", "doctor", "vrf_deleted"];
+
+/// The one that begins with the release before this one.
+const UPGRADE: &str = "upgrade";
+
+/// With which release a world for these begins.
+pub fn first_release(chosen: &[&Scenario]) -> Release {
+    let upgrades = chosen.iter().any(|scenario| scenario.name == UPGRADE);
+    if upgrades { Release::Previous } else { Release::This }
+}
 
 /// The first, and those whose names contain one of `names`; without any, all that are not played by name alone.
 pub fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>> {

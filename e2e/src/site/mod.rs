@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use tokio::process::{Child, Command};
 
-use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, step, wait};
+use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, release::Release, step, wait};
 
 pub mod image;
 mod router_image;
@@ -27,7 +27,9 @@ const ROUTER_IMAGE: &str = "ROUTER_IMAGE";
 /// Where programs of ours are found on the node side.
 #[derive(Clone, Debug)]
 pub struct Programs {
-    directory: PathBuf,
+    this: PathBuf,
+    /// Those of the release before, where they were brought along.
+    previous: Option<PathBuf>,
     /// Root file system of the routers, where it is another one than the node side's.
     router_root: Option<PathBuf>,
 }
@@ -35,22 +37,23 @@ pub struct Programs {
 impl Programs {
     /// Path of a program on the node side.
     pub fn path(&self, name: &str) -> String {
-        self.directory.join(name).to_string_lossy().into_owned()
+        self.this.join(name).to_string_lossy().into_owned()
     }
 
-    /// What starts the routers' program, before its arguments.
-    pub fn router(&self) -> Vec<String> {
+    /// What starts a release's router, before its arguments.
+    pub fn router(&self, release: Release) -> Result<Vec<String>> {
         const PROGRAM: &str = "calico-vni-router";
-        match &self.router_root {
-            None => vec![self.path(PROGRAM)],
-            Some(root) => {
-                vec![
-                    "chroot".into(),
-                    root.to_string_lossy().into_owned(),
-                    format!("/usr/local/bin/{PROGRAM}"),
-                ]
+        let folder = match (release, &self.router_root) {
+            (Release::This, Some(root)) => {
+                let root = root.to_string_lossy().into_owned();
+                return Ok(vec!["chroot".into(), root, format!("/usr/local/bin/{PROGRAM}")]);
             }
-        }
+            (Release::This, None) => &self.this,
+            (Release::Previous, _) => {
+                self.previous.as_ref().context("the lab was begun without that release")?
+            }
+        };
+        Ok(vec![folder.join(PROGRAM).to_string_lossy().into_owned()])
     }
 }
 
@@ -112,11 +115,11 @@ pub struct Site {
 }
 
 impl Site {
-    /// Starts the node side; its logs and disks go below `directory`.
-    pub async fn start(mode: Mode, directory: &Path) -> Result<Self> {
+    /// Starts the node side; its logs and disks go below `directory`. Programs of `release` are there too.
+    pub async fn start(mode: Mode, directory: &Path, release: Release) -> Result<Self> {
         match mode {
-            Mode::Native => native(directory).await,
-            Mode::Vm => vm::start(directory).await,
+            Mode::Native => native(directory, release).await,
+            Mode::Vm => vm::start(directory, release).await,
         }
     }
 
@@ -128,9 +131,10 @@ impl Site {
     }
 }
 
-async fn native(directory: &Path) -> Result<Site> {
-    let programs = paths::programs()?;
-    let lab = programs.join("lab");
+async fn native(directory: &Path, release: Release) -> Result<Site> {
+    let previous = (release == Release::Previous).then(|| release.programs()).transpose()?;
+    let programs = Programs { this: Release::This.programs()?, previous, router_root: None };
+    let lab = programs.path("lab");
     let address_file = directory.join("nodes.address");
     let log = std::fs::File::create(directory.join("nodes.log")).context("log of the node side")?;
     // The process namespace ends with its first process, and takes along whatever the nodes have started.
@@ -160,7 +164,6 @@ async fn native(directory: &Path) -> Result<Site> {
         env::var_os(ROUTER_IMAGE).is_none(),
         "{ROUTER_IMAGE} wants a virtual machine: set LAB_MODE=vm too"
     );
-    let programs = Programs { directory: programs, router_root: None };
     let kube_proxy = paths::kube()?.join(KUBE_PROXY).to_string_lossy().into_owned();
     Ok(Site {
         mode: Mode::Native,

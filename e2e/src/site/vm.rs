@@ -22,10 +22,16 @@ use tokio::{
 use super::{
     KUBE_PROXY, Mode, Programs, ROUTER_IMAGE, Site, alive, dies_with_us, free_ports, image, router_image,
 };
-use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, step, wait};
+use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, release::Release, step, wait};
 
 /// Programs of ours that run on nodes.
-const PROGRAMS: [&str; 2] = ["lab", "calico-vni-router"];
+const PROGRAMS: [&str; 2] = ["lab", ROUTER];
+
+/// The node's program of each release.
+const ROUTER: &str = "calico-vni-router";
+
+/// Where below those the programs of the release before are.
+const PREVIOUS: &str = "previous";
 
 /// Where the machine mounts its second disk; the init script names it too.
 const MOUNTED: &str = "/opt/lab";
@@ -37,9 +43,9 @@ const NODES_PORT: u16 = 7000;
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 
 /// Builds what is missing and boots.
-pub async fn start(directory: &Path) -> Result<Site> {
+pub async fn start(directory: &Path, release: Release) -> Result<Site> {
     let image = image::find_or_build().await?;
-    let (disk, confd) = programs_disk(directory, &image.glibc).await?;
+    let (disk, confd) = programs_disk(directory, &image.glibc, release).await?;
     let router = match env::var(ROUTER_IMAGE) {
         Ok(name) => Some(router_image::disk(directory, &name).await?),
         Err(_) => None,
@@ -86,8 +92,9 @@ pub async fn start(directory: &Path) -> Result<Site> {
         wait::until("the virtual machine's node side to answer", Duration::from_mins(3), look).await?;
     nodes.own().await?;
     step!("node side ready in the virtual machine");
+    let previous = (release == Release::Previous).then(|| Path::new(MOUNTED).join(PREVIOUS));
     let router_root = router.map(|_| PathBuf::from(router_image::MOUNTED));
-    let programs = Programs { directory: PathBuf::from(MOUNTED), router_root };
+    let programs = Programs { this: MOUNTED.into(), previous, router_root };
     let outside = OUTSIDE.into();
     let kube_proxy = programs.path(KUBE_PROXY);
     Ok(Site {
@@ -146,32 +153,23 @@ async fn kvm_works(kernel: &Path) -> bool {
 const KERNEL_SPEAKS: &[u8] = b"Linux version ";
 
 /// Makes the file system with our programs, which the machine mounts at `/opt/lab`.
-async fn programs_disk(directory: &Path, glibc: &str) -> Result<(PathBuf, Option<RealConfd>)> {
-    let built = paths::programs()?;
+async fn programs_disk(
+    directory: &Path,
+    glibc: &str,
+    release: Release,
+) -> Result<(PathBuf, Option<RealConfd>)> {
     let tree = directory.join("opt-lab");
-    fs::create_dir_all(&tree).context("directory for the second disk")?;
     let mut size = 0;
     for program in PROGRAMS {
-        let copy = tree.join(program);
-        let from = built.join(program);
-        // Symbols would be most of the disk, and nobody debugs in there.
-        let status = Command::new("strip")
-            .arg("-o")
-            .args([&copy, &from])
-            .stderr(Stdio::null())
-            .status()
-            .await
-            .context("start strip")?;
-        if !status.success() {
-            fs::copy(&from, &copy)
-                .with_context(|| format!("copy {}; `cargo build` makes it", from.display()))?;
-        }
-        size += fs::metadata(&copy).context("size of a program")?.size();
+        size += stripped(&Release::This.program(program)?, &tree).await?;
+    }
+    if release == Release::Previous {
+        size += stripped(&release.program(ROUTER)?, &tree.join(PREVIOUS)).await?;
     }
     let kube_proxy = paths::kube()?.join(KUBE_PROXY);
     size += fs::copy(&kube_proxy, tree.join(KUBE_PROXY))
         .with_context(|| format!("copy {}; `make kube` builds it", kube_proxy.display()))?;
-    size += c_library(&built.join(PROGRAMS[0]), glibc, &tree).await?;
+    size += c_library(&Release::This.program(PROGRAMS[0])?, glibc, &tree).await?;
     let confd = confd_on_disk(&tree).await?;
     size += confd.as_ref().map_or(0, |(_, size)| *size);
     let disk = directory.join("programs.ext4");
@@ -192,6 +190,23 @@ pub async fn file_system(tree: &Path, disk: &Path, size: u64) -> Result<()> {
         .context("start mke2fs (package e2fsprogs)")?;
     ensure!(status.success(), "mke2fs ended with {status}");
     fs::remove_dir_all(tree).with_context(|| format!("remove {}", tree.display()))
+}
+
+/// Copies a program without its symbols, which would be most of the disk though nobody debugs in there, and tells its octets.
+async fn stripped(program: &Path, folder: &Path) -> Result<u64> {
+    fs::create_dir_all(folder).context("directory for the second disk")?;
+    let copy = folder.join(program.file_name().context("a program without a name")?);
+    let status = Command::new("strip")
+        .arg("-o")
+        .args([&copy, program])
+        .stderr(Stdio::null())
+        .status()
+        .await
+        .context("start strip")?;
+    if !status.success() {
+        fs::copy(program, &copy).with_context(|| format!("copy {}", program.display()))?;
+    }
+    Ok(fs::metadata(&copy).context("size of a program")?.size())
 }
 
 /// Puts Calico's own confd on the disk, where the environment names one, and tells where it will be and its octets.

@@ -52,16 +52,16 @@ impl Router<'_> {
         pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
     }
 
-    fn command(self, world: &World, arguments: Vec<String>) -> Command {
-        let mut argv = world.lab.site.programs.router();
+    fn command(self, world: &World, arguments: Vec<String>) -> Result<Command> {
+        let mut argv = world.lab.site.programs.router(world.release)?;
         argv.extend(arguments);
-        Command {
+        Ok(Command {
             netns: Some(self.0.name.clone()),
             argv,
             env: vec![("NO_COLOR".into(), "1".into())],
             timeout_ms: 60_000,
             ..Command::default()
-        }
+        })
     }
 
     /// Starts all of it. FRR answers when this returns; the agent has begun.
@@ -76,7 +76,7 @@ impl Router<'_> {
 
     /// Makes the router's namespace, as the pod's init container does.
     pub async fn make_namespace(self, world: &World) -> Result<()> {
-        let init = self.command(world, vec!["init".into(), "--router-netns".into(), self.netns_file()]);
+        let init = self.command(world, vec!["init".into(), "--router-netns".into(), self.netns_file()])?;
         let output = world.lab.nodes().exec(init).await?;
         ensure!(output.code == 0, "the router's namespace on {}: {}", self.0.name, output.stderr.trim());
         Ok(())
@@ -108,7 +108,7 @@ impl Router<'_> {
     pub async fn start_frr(self, world: &World) -> Result<()> {
         let arguments =
             ["frr", "--router-netns", &self.netns_file(), "--pathspace", &self.0.name].map(str::to_owned);
-        world.lab.nodes().spawn(&self.frr_name(), self.command(world, arguments.into())).await?;
+        world.lab.nodes().spawn(&self.frr_name(), self.command(world, arguments.into())?).await?;
         wait::until(&format!("FRR on {} to answer", self.0.name), PATIENCE, async || {
             self.vty(world, &["show version"]).await.map(drop)
         })
@@ -125,7 +125,7 @@ impl Router<'_> {
         let mut arguments = vec!["run".into(), "--node".into(), self.0.name.clone()];
         arguments.extend(["--controller".into(), format!("http://127.0.0.1:{CONTROLLER}")]);
         arguments.extend(self.places());
-        let mut command = self.command(world, arguments);
+        let mut command = self.command(world, arguments)?;
         if let Some(offset) = offset {
             command.env.extend([("LD_PRELOAD".into(), FAKETIME.into()), ("FAKETIME".into(), offset.into())]);
         }
@@ -155,14 +155,14 @@ impl Router<'_> {
     pub async fn show(self, world: &World) -> Result<Output> {
         let mut arguments = vec!["show".into(), "--node".into(), self.0.name.clone()];
         arguments.extend(self.places());
-        world.lab.nodes().exec(self.command(world, arguments)).await
+        world.lab.nodes().exec(self.command(world, arguments)?).await
     }
 
     /// Takes everything of ours off the node, and says what it did; the agent must not run.
     pub async fn cleanup(self, world: &World) -> Result<String> {
         let mut arguments = vec!["cleanup".into()];
         arguments.extend(self.places());
-        let output = world.lab.nodes().exec(self.command(world, arguments)).await?;
+        let output = world.lab.nodes().exec(self.command(world, arguments)?).await?;
         ensure!(output.code == 0, "cleanup of {}: {}", self.0.name, output.stderr.trim());
         Ok(output.stdout)
     }
