@@ -59,7 +59,7 @@ fuzz: ## a million cases each of what a controller could send and of what people
 previous: ## controller and agent of the version before this one, from the history, into target/previous
 	@e2e/previous/build.sh
 
-upgrade-e2e: deps kube build previous ## the lab's upgrade: from the version before this one and back, with tenants in use (needs root)
+upgrade-e2e: deps kube build previous ## the lab's upgrade: from the version before this one, with tenants in use (needs root)
 	@$(LAB) test upgrade
 
 kind-e2e: helm ## the chart on real kubelets: install, rights, leader, upgrade, uninstall, in a kind cluster by podman (needs root)

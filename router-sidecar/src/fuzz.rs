@@ -1,6 +1,8 @@
 //! Whatever a controller sends: it is refused, or what comes of it is ours: our names, tables and rules, lines of one command.
 //! `make fuzz` draws a million cases of each.
 
+use std::collections::BTreeMap;
+
 use calico_vni_proto::{
     codec::Codec as _,
     model::{Guard, NodeConfig},
@@ -15,6 +17,7 @@ use crate::{
     desired::{GuardWanted, desired, nothing},
     diff::diff,
     frr::{self, Version},
+    guard::Standing,
     observe::Observed,
     op::Op,
     rules::change::Step,
@@ -231,7 +234,7 @@ proptest! {
         let Ok(config) = NodeConfig::decode(&body) else { return Ok(()) };
         let again = NodeConfig::decode(&config.encode()).ok();
         prop_assert_eq!(again.as_ref(), Some(&config));
-        let none = std::collections::BTreeMap::new();
+        let none = BTreeMap::new();
         let wanted = desired(&config, guard.as_ref(), &none);
         let mut interfaces = wanted.uplinks.clone();
         // From a node with nothing, from one with another configuration, and back to nothing.
@@ -250,8 +253,10 @@ proptest! {
             prop_assert!(!op.headline().is_empty());
         }
         if let GuardWanted::Is(ruleset) = &wanted.guard {
-            for text in ruleset.texts(&ruleset.digest(), &Default::default()) {
-                prop_assert!(is_our_table(&text), "{}", text);
+            for table in ruleset.tables(&ruleset.digest()) {
+                for text in [table.replacing(&BTreeMap::new()), table.updating(&Standing::default())] {
+                    prop_assert!(is_our_table(&text), "{}", text);
+                }
             }
         }
 

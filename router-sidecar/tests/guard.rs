@@ -15,7 +15,10 @@ use std::{
 use calico_vni_proto::model::{
     Endpoint, Guard, GuardTenant, NodeConfig, Pool, Protocol, SharedService, Tenant, Underlay,
 };
-use calico_vni_router::guard::{Ruleset, nft};
+use calico_vni_router::guard::{
+    Ruleset,
+    nft::{self, Listing},
+};
 
 use support::Namespace;
 
@@ -323,6 +326,60 @@ async fn a_source_that_is_not_its_own_is_dropped_and_counted() {
     assert!(arrives((red2, "10.200.0.6"), (red, "10.200.0.5", 53), true));
     assert!(arrives((blue, "10.201.0.5"), (host, "192.0.2.1", 53), true));
     assert!(arrives((red2, "fd00:200::6"), (vrf, "2001:db8:7::7", 53), true));
+}
+
+/// The kernel's number of the table, which another one of the same name does not have.
+fn table_number(host: &Namespace) -> u64 {
+    let listed: serde_json::Value = serde_json::from_str(&host.run("nft", "-j list tables")).unwrap();
+    let tables = listed["nftables"].as_array().unwrap();
+    tables.iter().find_map(|object| object["table"]["handle"].as_u64()).unwrap()
+}
+
+#[tokio::test]
+async fn what_stands_is_updated_and_what_somebody_did_to_it_is_gone() {
+    let node = Node::new();
+    let Node { host, red, vrf, blue, dns, .. } = &node;
+    node.guard(&[]).await;
+    let number = table_number(host);
+    assert!(!arrives((blue, "10.201.0.5"), (red, "10.200.0.5", 7), false));
+    let dropped = node.dropped("tenant-red-1001").await;
+    assert!(dropped > 0);
+    for deed in [
+        "add element inet calico-vni own4 { 10.201.0.0/16 . 10.200.0.0/16 }",
+        "insert rule inet calico-vni forward accept",
+        "flush chain inet calico-vni to",
+        "flush map inet calico-vni to4",
+        "add chain inet calico-vni stray { type filter hook forward priority 0; policy drop; }",
+        "add set inet calico-vni stray { type ipv4_addr; }",
+        "add counter inet calico-vni stray",
+    ] {
+        host.run("nft", deed);
+        node.guard(&[]).await;
+        assert!(!arrives((blue, "10.201.0.5"), (red, "10.200.0.5", 7), false), "after `{deed}`");
+        assert!(arrives((vrf, "203.0.113.7"), (red, "10.200.0.5", 7), true), "after `{deed}`");
+        let listing = nft::list(&host.netns).await.unwrap().unwrap();
+        assert!(listing.standing.names.values().all(|names| !names.contains("stray")), "after `{deed}`");
+    }
+    node.guard(DNS).await;
+    assert!(arrives((red, "10.200.0.5"), (dns, "10.244.0.5", 53), true));
+    // All of it was understood: what stays is not touched.
+    let Listing { standing, .. } = nft::list(&host.netns).await.unwrap().unwrap();
+    let again = ruleset(DNS).tables("")[0].updating(&standing);
+    assert!(
+        !again.contains(" element ") && !again.contains("flush set") && !again.contains("flush map"),
+        "{again}"
+    );
+    assert!(node.dropped("tenant-red-1001").await > dropped);
+    assert_eq!(table_number(host), number, "it was replaced");
+    // What cannot be updated is replaced.
+    host.run("nft", "delete table inet calico-vni");
+    host.run("nft", "add table inet calico-vni");
+    host.run("nft", "add set inet calico-vni own4 { type ipv4_addr; }");
+    let number = table_number(host);
+    node.guard(&[]).await;
+    assert!(!arrives((blue, "10.201.0.5"), (red, "10.200.0.5", 7), false));
+    assert!(arrives((vrf, "203.0.113.7"), (red, "10.200.0.5", 7), true));
+    assert_ne!(table_number(host), number);
 }
 
 #[tokio::test]

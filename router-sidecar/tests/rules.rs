@@ -358,6 +358,7 @@ async fn what_is_done_by_hand_is_put_right_and_foreign_rules_stay() {
         "rule add pref 10001 blackhole proto 118",
         "rule add pref 15001 iif in0 goto 19998 proto 118",
         "rule add pref 15001 fwmark 0x800/0x801 blackhole proto 118",
+        "rule add pref 15001 oif in0 goto 19998 proto 118",
         "rule add pref 32000 from 10.0.0.0/8 nop proto 118",
         "rule add pref 19999 goto 26003 from 10.0.0.0/8 proto 118",
         "rule add pref 20001 from 10.0.0.0/8 lookup 7 proto 118",

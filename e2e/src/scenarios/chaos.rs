@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use calico_vni_crds::keys::VNI;
 
 use super::{
     controller_gone::owned_versions,
@@ -21,6 +22,7 @@ const AWAY: Duration = Duration::from_mins(1);
 
 /// Plays all of it, one after the other.
 pub async fn play(world: &mut World) -> Result<()> {
+    others_come_and_go(world).await?;
     controller_killed(world).await?;
     api_server_away(world).await?;
     agent_killed(world).await?;
@@ -46,6 +48,28 @@ async fn has_line(world: &World, node: &Node, line: &str) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+/// Pools of a tenant that nobody of these knows, and how often they come and go.
+const VIOLET: [(&str, &str); 2] = [("violet", "10.204.0.0/16"), ("violet-v6", "fd00:204::/64")];
+const TIMES: usize = 6;
+
+/// Every node's guard has to learn of each tenant of the cluster, and to forget it.
+async fn others_come_and_go(world: &World) -> Result<()> {
+    let flows = Flows::start(world).await?;
+    let (names, prefixes) = (VIOLET.map(|(name, _)| name), VIOLET.map(|(_, cidr)| cidr));
+    for _ in 0..TIMES {
+        for (name, cidr) in VIOLET {
+            world.put_pool(name, cidr).await?;
+        }
+        world.annotate_pools(&names, VNI, "1005").await?;
+        world.guarded(&prefixes, true).await?;
+        let ippools = world.resource("ippools");
+        world.kubectl(&[&["delete", &ippools], &names[..]].concat()).await?;
+        world.guarded(&prefixes, false).await?;
+    }
+    all_in_step(world).await?;
+    flows.end(&format!("tenants of others came and went {TIMES} times")).await
 }
 
 async fn controller_killed(world: &mut World) -> Result<()> {

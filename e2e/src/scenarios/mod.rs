@@ -48,7 +48,7 @@ pub static ALL: [Scenario; 19] = [
     },
     Scenario {
         name: UPGRADE,
-        shows: "from the release before this one to this one and back, tenants in use lose nothing",
+        shows: "from the release before this one to this one, tenants in use lose nothing",
         play: |world| Box::pin(upgrade::play(world)),
     },
     Scenario {

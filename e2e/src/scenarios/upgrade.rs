@@ -1,4 +1,4 @@
-//! Tenants in use see nothing of another version of controller and agents: not when it comes, and not when it goes back.
+//! Tenants in use see nothing of it when controller and agents become those of another version.
 
 use anyhow::{Context as _, Result, ensure};
 use calico_vni_crds::underlay::Underlay;
@@ -17,24 +17,14 @@ use crate::{
 /// The Underlay's condition that says whether agents and controller are of one version.
 const VERSIONS_AGREE: &str = "VersionsAgree";
 
-/// From the release with which the world began to this one, back, and to this one again, with which the others go on.
+/// Replaces controller and agents, in the order of docs/operations.md, while FRR runs on.
 pub async fn play(world: &mut World) -> Result<()> {
     ensure!(world.release == Release::Previous, "this begins with the release before this one");
-    for release in [Release::This, Release::Previous, Release::This] {
-        replaced(world, release).await?;
-    }
-    Ok(())
-}
-
-/// Replaces controller and agents, in the order of docs/operations.md, while FRR runs on.
-async fn replaced(world: &mut World, to: Release) -> Result<()> {
-    let (old, new) = (world.release.version()?, to.version()?);
+    let (old, new) = (Release::Previous.version()?, Release::This.version()?);
     ensure!(old != new, "both releases are {old}");
     let flows = Flows::start(world).await?;
-    world.release = to;
-    if to == Release::This {
-        world.apply_definitions().await?;
-    }
+    world.release = Release::This;
+    world.apply_definitions().await?;
     world.apply_rights().await?;
     world.stop_controller().await?;
     world.start_controller().await?;
@@ -47,9 +37,6 @@ async fn replaced(world: &mut World, to: Release) -> Result<()> {
         world.in_step(node, PATIENCE).await?;
     }
     versions(world, "True", &[]).await?;
-    if to == Release::Previous {
-        world.apply_definitions().await?;
-    }
     all_in_step(world).await?;
     flows.end(&format!("controller and agents {old} replaced by {new}")).await?;
     demo::all_cells(world, &["red", "blue"]).await

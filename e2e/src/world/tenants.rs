@@ -36,6 +36,30 @@ impl World {
         .await
     }
 
+    /// Waits until the guards of all nodes hold these prefixes, or none of them.
+    pub async fn guarded(&self, prefixes: &[&str], all: bool) -> Result<()> {
+        for node in &self.lab.members {
+            wait::until(
+                &format!("the guard of {} to know of {prefixes:?}", node.name),
+                PATIENCE,
+                async || {
+                    let argv = ["nft", "list", "table", "inet", "calico-vni"];
+                    let table = self.lab.nodes().run(&node.name, &argv).await?;
+                    let wrong: Vec<_> =
+                        prefixes.iter().filter(|prefix| table.contains(**prefix) != all).collect();
+                    ensure!(
+                        wrong.is_empty(),
+                        "{} {wrong:?}",
+                        if all { "it does not hold" } else { "it still holds" }
+                    );
+                    Ok(())
+                },
+            )
+            .await?;
+        }
+        Ok(())
+    }
+
     /// Waits until the leaf has a type-5 route for every block of the pool, by the tenant's route target.
     pub async fn blocks_at_leaf(&self, pool: &str, vni: u32) -> Result<()> {
         wait::until(&format!("type-5 routes of pool {pool} at the leaf"), PATIENCE, async || {

@@ -1,6 +1,6 @@
 //! The guard: which prefix belongs to whom, and what may be forwarded to and from it. Pure.
 //!
-//! [`render`] turns a [`Ruleset`] into the text that `nft` takes, [`nft`] loads and lists it.
+//! [`render`] turns a [`Ruleset`] into a [`Table`], [`nft`] loads and lists it.
 
 pub mod nft;
 mod render;
@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use render::{COUNTER_NO_TENANT, COUNTER_QUARANTINED, counter_of, render};
 pub use router::{COUNTER_ROUTER, COUNTER_TUNNEL, Router};
-pub use text::{Counts, TABLE};
+pub use text::{Counts, Standing, TABLE, Table};
 
 /// Who owns a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,13 +141,13 @@ impl Ruleset {
 
     /// SHA-256 of the rendering, in hexadecimal: it names the ruleset inside the table.
     pub fn digest(&self) -> String {
-        let [host, router] = self.texts("", &[BTreeMap::new(), BTreeMap::new()]);
+        let [host, router] = self.tables("").map(|table| table.replacing(&BTreeMap::new()));
         hex::encode(Sha256::digest(host + &router))
     }
 
-    /// The tables of the host's and of the router's namespace.
-    pub fn texts(&self, digest: &str, counts: &[BTreeMap<String, Counts>; 2]) -> [String; 2] {
-        [render(self, digest, &counts[0]), router::render(&self.router, digest, &counts[1])]
+    /// The tables of the host's and of the router's namespace, which hold this digest.
+    pub fn tables(&self, digest: &str) -> [Table; 2] {
+        [render(self, digest), router::render(&self.router, digest)]
     }
 }
 

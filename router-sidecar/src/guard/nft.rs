@@ -9,8 +9,9 @@ use std::{collections::BTreeMap, process::Stdio};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::{io::AsyncWriteExt as _, process::Command, runtime};
+use tracing::debug;
 
-use super::{Counts, Ruleset, TABLE};
+use super::{Counts, Ruleset, Standing, TABLE, Table};
 use crate::netns::{Netns, NetnsError};
 
 /// Why the guard could not be read or written.
@@ -39,6 +40,8 @@ pub struct Listing {
     pub listed: String,
     /// Its named counters.
     pub counters: BTreeMap<String, Counts>,
+    /// All that is in it.
+    pub standing: Standing,
 }
 
 /// The table, or `None` where there is none.
@@ -54,20 +57,26 @@ pub async fn list(netns: &Netns) -> Result<Option<Listing>, NftError> {
 /// Puts the ruleset in the place of what stands in the host's and in the router's namespace, each in one transaction,
 /// and says how it is listed. Counters go on from where they are.
 pub async fn load(host: &Netns, router: &Netns, ruleset: &Ruleset) -> Result<[Listing; 2], NftError> {
-    let counts = async |netns| {
-        Ok::<_, NftError>(list(netns).await?.map(|listing| listing.counters).unwrap_or_default())
-    };
-    let [of_host, of_router] =
-        ruleset.texts(&ruleset.digest(), &[counts(host).await?, counts(router).await?]);
-    let listed = async |netns, text: String| {
-        run(netns, "-f -", Some(&text)).await?;
-        let gone = || "the table that was just loaded is not there".to_owned();
-        let args = || format!("-j list table {TABLE}");
-        list(netns).await?.ok_or_else(|| NftError::Answer(args(), gone()))
-    };
+    let [of_host, of_router] = ruleset.tables(&ruleset.digest());
     // The router's first: what is let into a tenant's link is what the host's side has checked.
-    let of_router = listed(router, of_router).await?;
-    Ok([listed(host, of_host).await?, of_router])
+    let of_router = put(router, &of_router).await?;
+    Ok([put(host, &of_host).await?, of_router])
+}
+
+/// Makes the table of what stands, so that no packet misses anything, or else replaces it.
+async fn put(netns: &Netns, table: &Table) -> Result<Listing, NftError> {
+    let standing = list(netns).await?;
+    let updated = match &standing {
+        Some(standing) => run(netns, "-f -", Some(&table.updating(&standing.standing))).await,
+        None => Err(NftError::Refused(String::new(), "there is none".into())),
+    };
+    if let Err(reason) = updated {
+        debug!(%reason, "the guard is replaced as a whole");
+        let counters = standing.map(|standing| standing.counters).unwrap_or_default();
+        run(netns, "-f -", Some(&table.replacing(&counters))).await?;
+    }
+    let gone = || "the table that was just loaded is not there".to_owned();
+    list(netns).await?.ok_or_else(|| NftError::Answer(format!("-j list table {TABLE}"), gone()))
 }
 
 /// The named counters of the table, without the rest of it.
@@ -133,6 +142,16 @@ fn parse(answer: &str) -> Result<Listing, String> {
             let name = counter["name"].as_str().ok_or("a counter without a name")?;
             listing.counters.insert(name.to_owned(), (count("packets"), count("bytes")));
         }
+        for kind in ["chain", "set", "map", "counter"] {
+            let Some(name) = object[kind]["name"].as_str() else { continue };
+            listing.standing.names.entry(kind.to_owned()).or_default().insert(name.to_owned());
+            if matches!(kind, "set" | "map") {
+                let elements = object[kind]["elem"].as_array().map_or(&[][..], Vec::as_slice);
+                if let Some(elements) = elements.iter().map(element).collect() {
+                    listing.standing.elements.insert(name.to_owned(), elements);
+                }
+            }
+        }
         if object["rule"]["chain"] == "digest" {
             object["rule"]["comment"].as_str().unwrap_or_default().clone_into(&mut listing.ruleset);
         }
@@ -143,6 +162,32 @@ fn parse(answer: &str) -> Result<Listing, String> {
     }
     listing.listed = hex::encode(hash.finalize());
     Ok(listing)
+}
+
+/// An element of a set or a map as it is written in a ruleset; `None` where it is none of ours (libnftables-json(5)).
+fn element(value: &Value) -> Option<String> {
+    match value {
+        Value::String(word) => Some(word.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        // Of a map: key and value.
+        Value::Array(pair) => match &pair[..] {
+            [key, value] => Some(format!("{} : {}", element(key)?, element(value)?)),
+            _ => None,
+        },
+        Value::Object(object) => {
+            let (kind, of) = object.iter().next()?;
+            match kind.as_str() {
+                "prefix" => Some(format!("{}/{}", of["addr"].as_str()?, of["len"].as_u64()?)),
+                "concat" => {
+                    let parts: Option<Vec<String>> = of.as_array()?.iter().map(element).collect();
+                    Some(parts?.join(" . "))
+                }
+                "jump" | "goto" => Some(format!("{kind} {}", of["target"].as_str()?)),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
 }
 
 /// Takes out the kernel's handles and the counts.

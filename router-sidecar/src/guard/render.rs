@@ -1,4 +1,4 @@
-//! The guard as `nft` text. Pure.
+//! The guard as a table of `nft`. Pure.
 //!
 //! The chains are the same for one tenant and for a thousand; whose is what stands in sets, so that replacing the guard
 //! costs what its elements cost. Traffic that is no tenant's costs a look-up by destination, one by source, and a
@@ -20,10 +20,7 @@
 //! here        the tenants' links on this node; count-links: whose counter
 //! ```
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use calico_vni_proto::{
     model::{Endpoint, Protocol},
@@ -31,10 +28,7 @@ use calico_vni_proto::{
 };
 use ipnet::IpNet;
 
-use super::{
-    Ruleset,
-    text::{Counts, Text},
-};
+use super::{Ruleset, text::Table};
 
 /// Counter of what is dropped from and to quarantined prefixes.
 pub const COUNTER_QUARANTINED: &str = "quarantined";
@@ -65,27 +59,26 @@ pub fn counter_of(name: &str, vni: u32) -> String {
     format!("tenant-{name}-{vni}")
 }
 
-/// The text that replaces the whole table in one transaction. `digest` is kept inside the table; `counts` are what
-/// the counters start with, so that a reload does not set them back to zero.
-pub fn render(ruleset: &Ruleset, digest: &str, counts: &BTreeMap<String, Counts>) -> String {
-    let mut text = Text::replacing_table();
-    let of_tenants = ruleset.tenants.iter().map(|(vni, tenant)| counter_of(&tenant.name, *vni));
-    text.counters(of_tenants.chain([COUNTER_QUARANTINED, COUNTER_NO_TENANT].map(str::to_owned)), counts);
+/// The table. `digest` is kept inside of it.
+pub fn render(ruleset: &Ruleset, digest: &str) -> Table {
+    let mut table = Table::default();
+    table.counters(ruleset.tenants.iter().map(|(vni, tenant)| counter_of(&tenant.name, *vni)));
+    table.counters([COUNTER_QUARANTINED, COUNTER_NO_TENANT].map(str::to_owned));
     for v6 in [false, true] {
-        of_all(&mut text, ruleset, v6);
-        of_local(&mut text, ruleset, v6);
-        open(&mut text, ruleset, v6);
+        of_all(&mut table, ruleset, v6);
+        of_local(&mut table, ruleset, v6);
+        open(&mut table, ruleset, v6);
     }
-    links(&mut text, ruleset);
+    links(&mut table, ruleset);
     for (name, lines) in chains() {
-        text.chain(name, &lines);
+        table.chain(name, &lines);
     }
-    text.chain("digest", &[format!("return comment \"{digest}\"")]);
-    text.finish()
+    table.chain("digest", &[format!("return comment \"{digest}\"")]);
+    table
 }
 
 /// By prefix: every tenant's pools, and what is quarantined.
-fn of_all(text: &mut Text, ruleset: &Ruleset, v6: bool) {
+fn of_all(table: &mut Table, ruleset: &Ruleset, v6: bool) {
     let (digit, address) = (digit(v6), address_type(v6));
     let mut owners: Vec<(&IpNet, String)> = Vec::new();
     for (vni, tenant) in &ruleset.tenants {
@@ -99,22 +92,17 @@ fn of_all(text: &mut Text, ruleset: &Ruleset, v6: bool) {
             format!("{net} : jump {chain}")
         };
         let elements: Vec<String> = owners.iter().enumerate().map(verdict).collect();
-        text.elements(
-            &format!("map {direction}{digit}"),
-            &format!("{address} : verdict"),
-            "interval",
-            &elements,
-        );
+        table.map(format!("{direction}{digit}"), &format!("{address} : verdict"), "interval", elements);
     }
     let counters: Vec<String> =
         owners.iter().map(|(net, counter)| format!("{net} : \"{counter}\"")).collect();
-    text.elements(&format!("map count{digit}"), &format!("{address} : counter"), "interval", &counters);
+    table.map(format!("count{digit}"), &format!("{address} : counter"), "interval", counters);
     let guarded: Vec<String> = owners.iter().map(|(net, _)| net.to_string()).collect();
-    text.elements(&format!("set guarded{digit}"), address, "interval", &guarded);
+    table.set(format!("guarded{digit}"), address, "interval", guarded);
 }
 
 /// What belongs to the tenants on this node, in pairs that begin with the tenant's own.
-fn of_local(text: &mut Text, ruleset: &Ruleset, v6: bool) {
+fn of_local(table: &mut Table, ruleset: &Ruleset, v6: bool) {
     let (digit, address) = (digit(v6), address_type(v6));
     let [mut own, mut links, mut asks, mut services, mut routers] = [const { Vec::new() }; 5];
     for (vni, tenant, here) in ruleset.local() {
@@ -128,24 +116,24 @@ fn of_local(text: &mut Text, ruleset: &Ruleset, v6: bool) {
             services.extend(endpoints(&here.services, v6).map(|endpoint| format!("{pool} . {endpoint}")));
         }
     }
-    let mut set = |name: &str, of_type: String, flags: &str, elements: &[String]| {
-        text.elements(&format!("set {name}{digit}"), &of_type, flags, elements);
+    let mut set = |name: &str, of_type: String, flags: &'static str, elements: Vec<String>| {
+        table.set(format!("{name}{digit}"), &of_type, flags, elements);
     };
-    set("own", format!("{address} . {address}"), "interval", &own);
-    set("links", format!("ifname . {address}"), "interval", &links);
-    set("asks", format!("{address} . {address}"), "interval", &asks);
-    set("services", format!("{address} . {address} . inet_proto . inet_service"), "interval", &services);
-    set("routers", format!("ifname . {address}"), "", &routers);
+    set("own", format!("{address} . {address}"), "interval", own);
+    set("links", format!("ifname . {address}"), "interval", links);
+    set("asks", format!("{address} . {address}"), "interval", asks);
+    set("services", format!("{address} . {address} . inet_proto . inet_service"), "interval", services);
+    set("routers", format!("ifname . {address}"), "", routers);
 }
 
 /// What some tenant reaches outside of its VRF.
-fn open(text: &mut Text, ruleset: &Ruleset, v6: bool) {
+fn open(table: &mut Table, ruleset: &Ruleset, v6: bool) {
     let (digit, address) = (digit(v6), address_type(v6));
     let nets: Vec<String> = of_family(&ruleset.shared, v6).map(ToString::to_string).collect();
-    text.elements(&format!("set open{digit}"), address, "interval", &nets);
+    table.set(format!("open{digit}"), address, "interval", nets);
     let services: Vec<String> = endpoints(&ruleset.services, v6).collect();
     let of_type = format!("{address} . inet_proto . inet_service");
-    text.elements(&format!("set open-services{digit}"), &of_type, "", &services);
+    table.set(format!("open-services{digit}"), &of_type, "", services);
 }
 
 fn endpoints(services: &BTreeSet<Endpoint>, v6: bool) -> impl Iterator<Item = String> {
@@ -160,15 +148,15 @@ fn endpoints(services: &BTreeSet<Endpoint>, v6: bool) -> impl Iterator<Item = St
 }
 
 /// The links of the tenants on this node.
-fn links(text: &mut Text, ruleset: &Ruleset) {
+fn links(table: &mut Table, ruleset: &Ruleset) {
     let (mut here, mut counters) = (Vec::new(), Vec::new());
     for (vni, tenant, _) in ruleset.local() {
         let link = names::host_link(vni);
         counters.push(format!("\"{link}\" : \"{}\"", counter_of(&tenant.name, vni)));
         here.push(format!("\"{link}\""));
     }
-    text.elements("set here", "ifname", "", &here);
-    text.elements("map count-links", "ifname : counter", "", &counters);
+    table.set("here".into(), "ifname", "", here);
+    table.map("count-links".into(), "ifname : counter", "", counters);
 }
 
 /// The chains, each after those that it leads to.
@@ -370,6 +358,8 @@ const fn address_type(v6: bool) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use calico_vni_proto::model::{Guard, GuardTenant, SharedService};
 
     use super::*;
@@ -405,7 +395,7 @@ mod tests {
     fn golden() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/guard.nft");
         let counts = BTreeMap::from([("tenant-red-1001".to_owned(), (5, 420))]);
-        let text = render(&ruleset(), "0123abcd", &counts);
+        let text = render(&ruleset(), "0123abcd").replacing(&counts);
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             std::fs::write(path, &text).unwrap();
         }

@@ -1,4 +1,4 @@
-//! The guard of the router's namespace as `nft` text. Pure.
+//! The guard of the router's namespace as a table of `nft`. Pure.
 //!
 //! Tunnels are spoken by routers of the fabric alone, and a tenant speaks to its router BGP and ICMP alone. What is
 //! forwarded inside a VRF is none of its business.
@@ -14,10 +14,7 @@ use calico_vni_proto::{
 };
 use ipnet::IpNet;
 
-use super::{
-    disjoint,
-    text::{Counts, Text},
-};
+use super::{disjoint, text::Table};
 use crate::state::Uplink;
 
 /// Counter of tunnel packets that come from no router of the fabric.
@@ -68,23 +65,23 @@ fn link(tenant: &Tenant) -> [(IpAddr, IpAddr); 2] {
     [(tenant.host_v4.into(), tenant.router_v4().into()), (tenant.host_v6.into(), tenant.router_v6().into())]
 }
 
-/// The text that replaces the whole table in one transaction.
-pub(super) fn render(router: &Router, digest: &str, counts: &BTreeMap<String, Counts>) -> String {
-    let mut text = Text::replacing_table();
-    text.counters([COUNTER_TUNNEL, COUNTER_ROUTER].map(str::to_owned).into_iter(), counts);
+/// The table. `digest` is kept inside of it.
+pub(super) fn render(router: &Router, digest: &str) -> Table {
+    let mut table = Table::default();
+    table.counters([COUNTER_TUNNEL, COUNTER_ROUTER].map(str::to_owned));
     let uplinks: Vec<String> = router.uplinks.iter().map(|name| format!("\"{name}\"")).collect();
-    text.elements("set uplinks", "ifname", "", &uplinks);
+    table.set("uplinks".into(), "ifname", "", uplinks);
     for (digit, address, v6) in [('4', "ipv4_addr", false), ('6', "ipv6_addr", true)] {
         let nets = router.on_link.iter().filter(|net| matches!(net, IpNet::V6(_)) == v6);
         let nets: Vec<String> = nets.map(ToString::to_string).collect();
-        text.elements(&format!("set on-link{digit}"), address, "interval", &nets);
+        table.set(format!("on-link{digit}"), address, "interval", nets);
         let own = router.own.iter().filter(|own| own.is_ipv6() == v6).map(ToString::to_string);
-        text.elements(&format!("set own{digit}"), address, "", &own.collect::<Vec<_>>());
+        table.set(format!("own{digit}"), address, "", own.collect());
         let links = router.links.values().map(|link| link[usize::from(v6)]);
         let ends: Vec<String> = links.clone().map(|(_, router)| router.to_string()).collect();
-        text.elements(&format!("set links{digit}"), address, "", &ends);
+        table.set(format!("links{digit}"), address, "", ends);
         let pairs: Vec<String> = links.map(|(host, router)| format!("{host} . {router}")).collect();
-        text.elements(&format!("set pairs{digit}"), &format!("{address} . {address}"), "", &pairs);
+        table.set(format!("pairs{digit}"), &format!("{address} . {address}"), "", pairs);
     }
     // Each packet comes by once more with the VRF as its interface, whichever of its ports it came in by: it was judged
     // by then.
@@ -92,7 +89,7 @@ pub(super) fn render(router: &Router, digest: &str, counts: &BTreeMap<String, Co
     let ways: Vec<String> = (router.links.keys().flat_map(inside))
         .map(|(name, side)| format!("\"{name}\" : goto from-{side}"))
         .collect();
-    text.elements("map inside", "ifname : verdict", "", &ways);
+    table.map("inside".into(), "ifname : verdict", "", ways);
 
     let foreign = format!("counter name \"{COUNTER_TUNNEL}\" drop");
     let mut tunnel = Vec::new();
@@ -103,7 +100,7 @@ pub(super) fn render(router: &Router, digest: &str, counts: &BTreeMap<String, Co
     tunnel.push(format!("ip6 saddr @on-link6 {foreign}"));
     // Nobody announces it.
     tunnel.push(format!("fib saddr oif 0 {foreign}"));
-    text.chain("from-tunnel", &tunnel);
+    table.chain("from-tunnel", &tunnel);
 
     let refused = format!("counter name \"{COUNTER_ROUTER}\" drop");
     let own = [format!("ip daddr @own4 {refused}"), format!("ip6 daddr @own6 {refused}")];
@@ -113,9 +110,9 @@ pub(super) fn render(router: &Router, digest: &str, counts: &BTreeMap<String, Co
             .map(|pair| format!("{pair} tcp {port} 179 return"))
     });
     let ends = [format!("ip daddr @links4 {refused}"), format!("ip6 daddr @links6 {refused}")];
-    text.chain("from-host", &[&own[..], &icmp[..], bgp.as_flattened(), &ends[..]].concat());
-    text.chain("from-fabric", &[&own[..], &icmp[..], &ends[..]].concat());
-    text.chain(
+    table.chain("from-host", &[&own[..], &icmp[..], bgp.as_flattened(), &ends[..]].concat());
+    table.chain("from-fabric", &[&own[..], &icmp[..], &ends[..]].concat());
+    table.chain(
         "prerouting",
         &[
             "type filter hook prerouting priority raw; policy accept;".to_owned(),
@@ -125,6 +122,6 @@ pub(super) fn render(router: &Router, digest: &str, counts: &BTreeMap<String, Co
             format!("udp dport {} ip6 daddr @own6 goto from-tunnel", names::VXLAN_PORT),
         ],
     );
-    text.chain("digest", &[format!("return comment \"{digest}\"")]);
-    text.finish()
+    table.chain("digest", &[format!("return comment \"{digest}\"")]);
+    table
 }

@@ -288,7 +288,13 @@ fn rule_message(rule: &Rule) -> RuleMessage {
         }
         Action::Nop => message.header.action = RuleAction::Nop,
         Action::Blackhole => message.header.action = RuleAction::Blackhole,
-        Action::Other(action) => message.header.action = RuleAction::from(*action),
+        Action::Other(action) => {
+            message.header.action = RuleAction::from(*action);
+            if message.header.action == RuleAction::Goto {
+                // It is only ever deleted. The kernel wants a target and does not compare it (`fib_nl2rule`).
+                message.attributes.push(RuleAttribute::Goto(rule.pref + 1));
+            }
+        }
     }
     message
 }

@@ -32,27 +32,12 @@ async fn tenant_added(world: &mut World) -> Result<()> {
         world.put_pool(name, cidr).await?;
     }
     world.annotate_pools(&GREY.map(|(name, _)| name), VNI, "1004").await?;
-    closed(world).await?;
+    world.guarded(&GREY.map(|(_, cidr)| cidr), true).await?;
     world.add_pods("grey", Some("grey"), 1).await?;
     let mine = Through::start(world, places(world, &["grey", "red"])).await?;
     world.programmed("vni-1004").await?;
     mine.end("tenant added, flows of its own pods").await?;
     others.end("tenant added, flows of the others").await
-}
-
-/// Waits until the guards of all nodes hold grey's pools.
-async fn closed(world: &World) -> Result<()> {
-    for node in &world.lab.members {
-        wait::until(&format!("the guard of {} to hold grey's pools", node.name), PATIENCE, async || {
-            let argv = ["nft", "list", "table", "inet", "calico-vni"];
-            let table = world.lab.nodes().run(&node.name, &argv).await?;
-            let missing: Vec<_> = GREY.iter().filter(|(_, cidr)| !table.contains(cidr)).collect();
-            ensure!(missing.is_empty(), "it does not hold {missing:?}");
-            Ok(())
-        })
-        .await?;
-    }
-    Ok(())
 }
 
 /// With the controller away, node n1 goes back to the configuration that it had before grey came.
