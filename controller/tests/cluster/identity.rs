@@ -15,7 +15,7 @@ use calico_vni_identity::{
     authority::{LIFE, OVERLAP, RENEW},
     keep::{CERTIFICATES, Keeper, NAME},
     serving::Certificate,
-    token::{AUDIENCE, Denied, NodeProof, Reviewer},
+    token::{AUDIENCE, Denied, Proof, Reviewer},
 };
 use calico_vni_proto::wire::{self, FromAgent, FromController, from_agent, router_client::RouterClient};
 use jiff::{SignedDuration, Timestamp};
