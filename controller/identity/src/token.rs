@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use calico_vni_proto::viewer;
 use futures::future::BoxFuture;
 use k8s_openapi::api::{
     authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo},
@@ -14,12 +15,6 @@ use tokio::sync::Semaphore;
 /// Audience that an agent's token has to be made for: a token that leaks opens nothing else, and no other token opens
 /// this.
 pub const AUDIENCE: &str = "calico-vni";
-
-/// Service account whose token opens the view of the routers. Whoever may create a token of it may look.
-pub const VIEWER: &str = "calico-vni-viewer";
-
-/// Audience that a viewer's token has to be made for: agents' tokens are not for it, and viewers' are not for [`AUDIENCE`].
-pub const VIEWER_AUDIENCE: &str = "calico-vni-operator";
 
 /// Reviews at one time. All agents of a large cluster may come back together, and the API server has others to serve.
 const AT_ONCE: usize = 64;
@@ -75,14 +70,14 @@ pub struct Reviewer {
 }
 
 impl Reviewer {
-    /// For agents' tokens of that service account, and viewers' of [`VIEWER`].
+    /// For agents' tokens of that service account, and viewers' of [`viewer::ACCOUNT`].
     pub fn new(client: &Client, namespace: &str, service_account: &str) -> Self {
         let user = |account: &str| format!("system:serviceaccount:{namespace}:{account}");
         Self {
             client: client.clone(),
             namespace: namespace.to_owned(),
             router: user(service_account),
-            viewer: user(VIEWER),
+            viewer: user(viewer::ACCOUNT),
             at_once: Semaphore::new(AT_ONCE),
             viewers_at_once: Semaphore::new(VIEWERS_AT_ONCE),
         }
@@ -125,8 +120,8 @@ impl Proof for Reviewer {
 
     fn viewer<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<(), Denied>> {
         Box::pin(in_time(async {
-            let status = self.review(token, VIEWER_AUDIENCE, &self.viewers_at_once).await?;
-            accepted(status, VIEWER_AUDIENCE, &self.viewer).map(drop)
+            let status = self.review(token, viewer::AUDIENCE, &self.viewers_at_once).await?;
+            accepted(status, viewer::AUDIENCE, &self.viewer).map(drop)
         }))
     }
 }
@@ -227,13 +222,13 @@ mod tests {
 
     #[test]
     fn a_viewers_token_is_another_than_an_agents() {
-        let viewer = |status| accepted(status, VIEWER_AUDIENCE, LOOKER).map(drop);
-        assert_eq!(viewer(status(LOOKER, &[VIEWER_AUDIENCE], &[])), Ok(()));
+        let viewer = |status| accepted(status, viewer::AUDIENCE, LOOKER).map(drop);
+        assert_eq!(viewer(status(LOOKER, &[viewer::AUDIENCE], &[])), Ok(()));
         assert!(matches!(viewer(status(LOOKER, &[AUDIENCE], &[])), Err(Denied::NotAuthenticated(_))));
-        assert!(matches!(viewer(status(USER, &[VIEWER_AUDIENCE], &[])), Err(Denied::WrongUser(..))));
+        assert!(matches!(viewer(status(USER, &[viewer::AUDIENCE], &[])), Err(Denied::WrongUser(..))));
         let pod = [(NODE_NAME, "n1")];
         assert_eq!(node(status(USER, &[AUDIENCE], &pod)), Ok(Bound::Node("n1".into())));
-        assert!(matches!(node(status(USER, &[VIEWER_AUDIENCE], &pod)), Err(Denied::NotAuthenticated(_))));
+        assert!(matches!(node(status(USER, &[viewer::AUDIENCE], &pod)), Err(Denied::NotAuthenticated(_))));
         assert!(matches!(node(status(LOOKER, &[AUDIENCE], &pod)), Err(Denied::WrongUser(..))));
     }
 }

@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-use calico_vni_identity::token::{Denied, Proof, VIEWER};
-use calico_vni_proto::codec::Digest;
+use calico_vni_identity::token::{Denied, Proof};
+use calico_vni_proto::{codec::Digest, viewer};
 use tokio::time::Instant;
 use tonic::{Status, metadata::MetadataMap};
 use tracing::warn;
@@ -73,7 +73,10 @@ impl Door {
         let Some(proof) = &self.proof else { return Ok(()) };
         let token = bearer(headers).ok_or_else(|| {
             self.refuse_viewer("it has no token");
-            Status::unauthenticated(format!("no token: one of the service account {VIEWER} is asked for"))
+            Status::unauthenticated(format!(
+                "no token: one of the service account {} is asked for",
+                viewer::ACCOUNT
+            ))
         })?;
         proof.viewer(token).await.map_err(|denied| {
             if !matches!(denied, Denied::Unknown(_)) {

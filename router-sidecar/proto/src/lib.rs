@@ -14,6 +14,14 @@ pub mod names;
 /// Octets of what an agent lists in one answer; what is beyond them is counted. Some two thousand routes.
 pub const ANSWER_MAX: usize = 256 << 10;
 
+/// Whose tokens open the service for people.
+pub mod viewer {
+    /// Service account, in the namespace of the controller. Whoever may create a token of it may look.
+    pub const ACCOUNT: &str = "calico-vni-viewer";
+    /// Audience that its token has to be made for: agents' tokens are not for it, and it is not for what agents open.
+    pub const AUDIENCE: &str = "calico-vni-operator";
+}
+
 /// Generated from `router.proto` and `operator.proto` below `proto/calico_vni/router/v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unused_qualifications)]
 pub mod wire {
