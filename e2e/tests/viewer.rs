@@ -164,22 +164,24 @@ async fn who_has_the_roles_may_look_and_nobody_else() {
     let error = pods.portforward("calico-vni-router-x", &[9443]).await.err().unwrap().to_string();
     assert!(error.contains("no preferred addresses found"), "{error}");
 
-    // Nothing else is theirs.
-    for (verb, what) in [
-        ("list", "secrets"),
-        ("get", "pods"),
-        ("create", "pods/exec"),
-        ("create", "serviceaccounts/token/calico-vni-controller"),
-        ("create", "serviceaccounts/token/calico-vni-router"),
+    // These and nothing else are theirs.
+    for (may, verb, what, subresource) in [
+        (true, "create", "serviceaccounts/calico-vni-viewer", "token"),
+        (false, "create", "serviceaccounts/calico-vni-router", "token"),
+        (false, "create", "serviceaccounts/calico-vni-controller", "token"),
+        (true, "create", "pods", "portforward"),
+        (false, "create", "pods", "exec"),
+        (true, "get", "configmaps/calico-vni-authority", ""),
+        (false, "get", "secrets/calico-vni-authority", ""),
+        (true, "get", "leases/calico-vni-controller", ""),
+        (false, "update", "leases/calico-vni-controller", ""),
+        (false, "list", "pods", ""),
+        (true, "list", "tenants.calico-vni.io", ""),
+        (false, "patch", "tenants.calico-vni.io", ""),
     ] {
-        let parts: Vec<&str> = what.splitn(3, '/').collect();
-        let mut args = vec!["-n", "calico-vni", "auth", "can-i", "--as=viewer", verb];
-        let resource =
-            parts.get(2).map_or_else(|| parts[0].to_owned(), |name| format!("{}/{name}", parts[0]));
-        args.push(&resource);
-        let subresource = parts.get(1).map(|subresource| format!("--subresource={subresource}"));
-        args.extend(subresource.as_deref());
-        let error = cluster.api.kubectl(&args).await.err();
-        assert!(error.is_some(), "a viewer may {verb} {what}");
+        let subresource = format!("--subresource={subresource}");
+        let args = ["-n", "calico-vni", "auth", "can-i", "--as=viewer", verb, what, &subresource];
+        let said = cluster.api.kubectl(&args).await;
+        assert_eq!(said.is_ok(), may, "{verb} {what} {subresource}: {said:?}");
     }
 }

@@ -92,10 +92,11 @@ async fn routers_say(world: &World) -> Result<()> {
     }
     let mut vteps = BTreeMap::new();
     for node in members {
-        let addresses = ["ip", "-json", "-4", "address", "show", "dev", "lo", "scope", "global"];
-        let addresses: Value =
-            serde_json::from_str(&world.lab.nodes().run(&node.router(), &addresses).await?)?;
-        let vtep = addresses[0]["addr_info"][0]["local"].as_str().context("a router without a VTEP")?;
+        let addresses = ["ip", "-o", "-4", "address", "show", "dev", "lo"];
+        let addresses = world.lab.nodes().run(&node.router(), &addresses).await?;
+        let words = addresses.lines().filter_map(|line| line.split_whitespace().nth(3)?.split_once('/'));
+        let vtep = words.map(|(address, _)| address).find(|address| !address.starts_with("127."));
+        let vtep = vtep.with_context(|| format!("{}: a router without a VTEP: {addresses}", node.name))?;
         vteps.insert(node.name.as_str(), vtep.to_owned());
     }
     let red = [RED.parse()?, RED_V6.parse()?];
@@ -108,7 +109,7 @@ async fn routers_say(world: &World) -> Result<()> {
                 let (from, next_hop) = if owner == node.name {
                     ("node", None)
                 } else {
-                    ("fabric", vteps.get(owner.as_str()).map(String::as_str))
+                    ("fabric", Some(vteps[owner.as_str()].as_str()))
                 };
                 let is_it = |route: &&Value| {
                     route["prefix"] == block.to_string()
