@@ -321,6 +321,7 @@ async fn stream(
                 };
                 held.insert("config", (digest, config.tenants.iter().map(result).collect()));
             }
+            from_controller::Message::Question(_) => {}
         }
         if let (Some((guard, _)), Some((config, tenants))) = (held.get("guard"), held.get("config")) {
             let applied = wire::Applied {

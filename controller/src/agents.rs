@@ -16,7 +16,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use self::questions::Line;
 use crate::{metrics::Metrics, rollout::Heard};
+
+pub mod questions;
 
 /// Of this controller.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -107,6 +110,8 @@ struct Connected {
     resting: bool,
     offer: watch::Sender<Option<Offer>>,
     ended: CancellationToken,
+    /// By which it is asked questions; `None`: it takes none.
+    line: Option<Arc<Line>>,
     agent: Agent,
     /// What stands on the node is known from its first result on, and whether FRR answers from its first health. Before
     /// both have come nothing is known of the node, and what stands for it has to stay.
@@ -157,6 +162,7 @@ impl Agents {
             resting: false,
             offer,
             ended: ended.clone(),
+            line: None,
             agent: Agent::default(),
             has_applied: false,
             health: Told::Never,

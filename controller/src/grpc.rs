@@ -1,7 +1,8 @@
 //! The gRPC service that agents dial: one bidirectional stream each. What is said goes to the agents' table, what is
-//! offered comes from it; nothing is decided here.
+//! offered and asked comes from it; nothing is decided here. Beside it, on the same socket, the service for people.
 
 pub mod door;
+mod operator;
 mod pace;
 #[cfg(test)]
 mod tests;
@@ -19,17 +20,22 @@ use calico_vni_proto::{
     codec::Digest,
     wire::{
         self, FromAgent, FromController, from_agent, from_controller,
+        operator_server::OperatorServer,
         router_server::{Router, RouterServer},
     },
 };
 use futures::{Stream, stream};
-use tokio::{net::TcpListener, sync::watch, time::Instant};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 use tracing::{debug, info};
 
-use self::{door::Door, pace::Pace};
+use self::{door::Door, operator::Desk, pace::Pace};
 use crate::agents::{Agents, Offer, Offered, Session};
 
 /// Time for a new stream to say who it is.
@@ -87,7 +93,7 @@ impl Access {
     }
 }
 
-/// Serves agents on that socket until told to stop; then ends their streams.
+/// Serves agents and people on that socket until told to stop; then ends their streams.
 pub async fn serve(
     listener: TcpListener,
     gate: watch::Receiver<Gate>,
@@ -95,6 +101,7 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let Access { certificate, door, age } = access;
+    let desk = OperatorServer::new(Desk::new(gate.clone(), Arc::clone(&door), shutdown.clone()));
     let service = RouterServer::new(Service { gate, door, age, shutdown: shutdown.clone() })
         .max_decoding_message_size(FROM_AGENT_MAX)
         .max_encoding_message_size(TO_AGENT_MAX);
@@ -103,7 +110,8 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(STREAMS_MAX)
         .tcp_nodelay(true)
-        .add_service(service);
+        .add_service(service)
+        .add_service(desk);
     let shutdown = shutdown.cancelled_owned();
     match certificate {
         None => router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown).await,
@@ -163,6 +171,7 @@ impl Router for Service {
         let config = Digest::from_wire(&hello.config_digest);
         let session = agents.join(&hello.node, &hello.version, config);
         let outbound = Outbound {
+            questions: hello.answers.then(|| session.questions()),
             offers: session.offers.clone(),
             ended: session.ended.clone(),
             guard: Digest::from_wire(&hello.guard_digest),
@@ -208,6 +217,7 @@ async fn listen(session: Session, mut inbound: Streaming<FromAgent>, until: Inst
                 from_agent::Message::Applied(applied) => session.applied(applied),
                 from_agent::Message::Rejected(rejected) => session.rejected(rejected),
                 from_agent::Message::Health(health) => session.health(health),
+                from_agent::Message::Answer(answer) => session.answered(answer),
                 from_agent::Message::Hello(_) => {
                     info!(node = session.node, "a second Hello on one stream is ignored");
                 }
@@ -237,6 +247,8 @@ async fn listen(session: Session, mut inbound: Streaming<FromAgent>, until: Inst
 /// What goes to one agent: pulled as fast as the agent takes it, always the newest.
 struct Outbound {
     offers: watch::Receiver<Option<Offer>>,
+    /// `None`: it takes none.
+    questions: Option<mpsc::Receiver<wire::Question>>,
     ended: CancellationToken,
     guard: Option<Digest>,
     config: Option<Digest>,
@@ -254,6 +266,9 @@ impl Outbound {
                 tokio::select! {
                     () = self.ended.cancelled() => return None,
                     changed = self.offers.changed() => changed.ok()?,
+                    Some(question) = next(&mut self.questions) => {
+                        return Some(FromController { message: Some(from_controller::Message::Question(question)) });
+                    }
                 }
             }
             let offer = self.offers.borrow_and_update().clone();
@@ -273,5 +288,13 @@ impl Outbound {
         let config = offer.config.as_ref().and_then(|config| take(&mut self.config, config));
         let config = config.map(from_controller::Message::Config);
         self.queue.extend([guard, config].into_iter().flatten().map(|m| FromController { message: Some(m) }));
+    }
+}
+
+/// The next question, or none where none can come.
+async fn next(questions: &mut Option<mpsc::Receiver<wire::Question>>) -> Option<wire::Question> {
+    match questions {
+        Some(questions) => questions.recv().await,
+        None => None,
     }
 }

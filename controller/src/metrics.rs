@@ -128,6 +128,7 @@ pub struct Metrics {
     in_step: Gauge,
     versions: Gauges<OfVersion>,
     refused: Counter,
+    viewers_refused: Counter,
     offered: Counter,
     applied: Counters<OfResult>,
     rejected: Counter,
@@ -181,6 +182,10 @@ impl Default for Metrics {
             refused: m.make(
                 "agents_refused",
                 "Agents that were refused for what they are or say: no valid token, or one of another node",
+            ),
+            viewers_refused: m.make(
+                "viewers_refused",
+                "Requests of people who wanted to know what routers say and had no token for it",
             ),
             offered: m.make("offers", "Changed offers that were put up for connected agents"),
             applied: m.make("results", "Results of agents: complete, or partial where some tenant failed"),
@@ -313,7 +318,7 @@ pub struct Served {
     pub gate: watch::Receiver<Gate>,
     /// Whether this controller leads.
     pub leads: watch::Receiver<bool>,
-    /// Who refuses agents.
+    /// Who refuses agents and viewers.
     pub door: Arc<Door>,
 }
 
@@ -330,6 +335,7 @@ impl Source for Served {
             metrics.connected.set(number(standing.connected));
             metrics.in_step.set(number(standing.in_step));
             metrics.refused.inner().store(self.door.refused(), Ordering::Relaxed);
+            metrics.viewers_refused.inner().store(self.door.viewers_refused(), Ordering::Relaxed);
             metrics.versions.clear();
             for (version, count) in few(versions) {
                 metrics.versions.get_or_create(&OfVersion { version }).set(number(count));

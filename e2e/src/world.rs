@@ -217,6 +217,20 @@ impl World {
         Ok(command)
     }
 
+    /// What `kubectl vni` tells of the routers, as JSON. The controller is on this machine and no pod that could be forwarded to.
+    pub async fn routers_say(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let controller = format!("http://127.0.0.1:{}", self.controller_port);
+        let asking = ["-o", "json", "--controller", &controller];
+        let output = self
+            .vni(User::Admin, &[arguments, &asking].concat())?
+            .output()
+            .await
+            .context("start kubectl-vni")?;
+        let [said, errors] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+        ensure!(output.status.success(), "{}: {errors}{said}", output.status);
+        serde_json::from_str(&said).context("what kubectl-vni prints")
+    }
+
     /// kubectl as the administrator.
     pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
         self.api.kubectl(args).await

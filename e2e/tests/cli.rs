@@ -76,7 +76,7 @@ async fn the_program_on_an_api_server() {
     // Step by step from a bare cluster to one that lacks only its controller.
     let [tenants, underlays] = ["tenants", "underlays"]
         .map(|kind| format!("CustomResourceDefinition {kind}.calico-vni.io: DefinitionMissing"));
-    let policies = ["marks", "pool-annotations", "tenant-pools"]
+    let policies = ["marks", "pool-annotations", "port-forward", "tenant-pools"]
         .map(|name| format!("ValidatingAdmissionPolicy calico-vni-{name}: PolicyMissing"));
     let mut bare = vec![tenants, underlays];
     bare.extend(policies.clone());

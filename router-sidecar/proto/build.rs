@@ -1,9 +1,12 @@
 //! Compiles the contract without a protoc on the machine.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    const PROTO: &str = "proto/calico_vni/router/v1/router.proto";
-    println!("cargo:rerun-if-changed={PROTO}");
-    let files = protox::compile([PROTO], ["proto"])?;
+    const PROTOS: [&str; 2] =
+        ["proto/calico_vni/router/v1/router.proto", "proto/calico_vni/router/v1/operator.proto"];
+    for proto in PROTOS {
+        println!("cargo:rerun-if-changed={proto}");
+    }
+    let files = protox::compile(PROTOS, ["proto"])?;
     let grpc = std::env::var_os("CARGO_FEATURE_GRPC").is_some();
     tonic_prost_build::configure()
         .build_client(grpc)

@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     dial::{Dial, DialError},
+    frr::Driver,
     frr_link::FrrLink,
     frr_port::Frr as _,
     last_good::{LastGood, Told},
@@ -123,6 +124,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         told: told_sender,
         report: report.clone(),
         health,
+        frr: Driver::new(options.frr_dir.clone()),
         connected: connected_sender,
     };
     let health = follow_health(FrrLink::new(options.frr_dir), watch, (told, report), health_sender);

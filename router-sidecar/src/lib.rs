@@ -29,6 +29,7 @@ pub mod notices;
 pub mod observe;
 pub mod op;
 pub mod patience;
+pub mod questions;
 pub mod reconcile;
 pub mod report;
 pub mod rules;

@@ -2,13 +2,14 @@
 //!
 //! It is dialled again for ever. Nothing on the node waits for it: what was taken last stays in force.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use calico_vni_proto::{
     codec::{Codec, Digest},
     model::{Guard, NodeConfig},
     wire::{self, from_agent, from_controller, router_client::RouterClient},
 };
+use futures::future::{Fuse, FusedFuture as _, FutureExt as _};
 use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::{mpsc, watch},
@@ -20,7 +21,9 @@ use tracing::{error, info, warn};
 
 use crate::{
     dial::{Dial, DialError},
+    frr::Driver,
     last_good::{Held, LastGood, Told},
+    questions,
     report::{Health, Report},
 };
 
@@ -53,6 +56,8 @@ pub struct Session {
     pub report: watch::Receiver<Report>,
     /// FRR and its sessions.
     pub health: watch::Receiver<Option<Health>>,
+    /// Whom the controller's questions are about.
+    pub frr: Driver,
     /// Says whether the stream stands.
     pub connected: watch::Sender<bool>,
 }
@@ -116,6 +121,8 @@ impl Session {
         self.report.mark_changed();
         self.health.mark_changed();
         let mut health_sent: Option<(Health, Instant)> = None;
+        // Ends with the stream: nobody waits for it then.
+        let mut answering = pin!(Fuse::terminated());
         loop {
             tokio::select! {
                 // A result goes before the health that was looked at after it.
@@ -139,12 +146,28 @@ impl Session {
                         health_sent = Some((health, now));
                     }
                 }
+                answer = &mut answering => say(from_agent::Message::Answer(answer)).await?,
                 message = stream.message() => {
                     let message = message.map_err(Box::new)?.ok_or(SessionError::Closed)?;
-                    if let Some(message) = message.message
-                        && let Some(rejected) = self.take(message)
-                    {
-                        say(from_agent::Message::Rejected(rejected)).await?;
+                    let reply = match message.message {
+                        Some(from_controller::Message::Question(question)) if answering.is_terminated() => {
+                            let config = self.told.borrow().config.as_ref().map(|held| held.value.clone());
+                            answering.set(questions::answer(self.frr.clone(), config, question).fuse());
+                            None
+                        }
+                        Some(from_controller::Message::Question(question)) => {
+                            Some(from_agent::Message::Answer(questions::busy(&question)))
+                        }
+                        Some(from_controller::Message::Guard(payload)) => {
+                            rejection(&self.node, "guard", &payload, self.take_guard(&payload))
+                        }
+                        Some(from_controller::Message::Config(payload)) => {
+                            rejection(&self.node, "config", &payload, self.take_config(&payload))
+                        }
+                        None => None,
+                    };
+                    if let Some(reply) = reply {
+                        say(reply).await?;
                     }
                 }
             }
@@ -173,61 +196,52 @@ impl Session {
             version: env!("CARGO_PKG_VERSION").into(),
             guard_digest: bytes(told.guard.as_ref().map(|held| held.digest)),
             config_digest: bytes(told.config.as_ref().map(|held| held.digest)),
+            answers: true,
         }
     }
 
-    /// Takes a message, or says why not; then what was taken before stands.
-    fn take(&self, message: from_controller::Message) -> Option<wire::Rejected> {
-        let (what, digest, taken) = match message {
-            from_controller::Message::Guard(payload) => {
-                let taken = Guard::from_payload(&payload).map_err(|e| e.to_string());
-                (
-                    "guard",
-                    payload.digest,
-                    taken.map(|(digest, value)| self.take_guard(Held { digest, value })),
-                )
-            }
-            from_controller::Message::Config(payload) => {
-                let taken = NodeConfig::from_payload(&payload).map_err(|e| e.to_string());
-                let taken = taken.and_then(|(digest, value)| {
-                    if value.node != self.node {
-                        return Err(format!(
-                            "node: `{}`: this agent is of node `{}`; give it the right --node",
-                            value.node, self.node
-                        ));
-                    }
-                    self.take_config(Held { digest, value });
-                    Ok(())
-                });
-                ("config", payload.digest, taken)
-            }
-        };
-        let reason = taken.err()?;
-        error!(
-            node = self.node,
-            digest = hex::encode(&digest),
-            what,
-            reason,
-            "refused what the controller sent"
-        );
-        Some(wire::Rejected { digest, reason })
-    }
-
-    fn take_guard(&self, held: Held<Guard>) {
-        info!(node = self.node, digest = %held.digest, tenants = held.value.tenants.len(), "took the guard");
+    /// Takes a guard, or says why not; then the one that was taken before stands.
+    fn take_guard(&self, payload: &wire::Payload) -> Result<(), String> {
+        let (digest, value) = Guard::from_payload(payload).map_err(|e| e.to_string())?;
+        info!(node = self.node, %digest, tenants = value.tenants.len(), "took the guard");
+        let held = Held { digest, value };
         if let Err(error) = self.last_good.keep_guard(&held) {
             error!(%error, "the guard cannot be kept for the next start; is the state directory writable?");
         }
         self.told.send_modify(|told| told.guard = Some(held));
+        Ok(())
     }
 
-    fn take_config(&self, held: Held<NodeConfig>) {
-        info!(node = self.node, digest = %held.digest, tenants = held.value.tenants.len(), "took the configuration");
+    /// The same of a configuration.
+    fn take_config(&self, payload: &wire::Payload) -> Result<(), String> {
+        let (digest, value) = NodeConfig::from_payload(payload).map_err(|e| e.to_string())?;
+        if value.node != self.node {
+            return Err(format!(
+                "node: `{}`: this agent is of node `{}`; give it the right --node",
+                value.node, self.node
+            ));
+        }
+        info!(node = self.node, %digest, tenants = value.tenants.len(), "took the configuration");
+        let held = Held { digest, value };
         if let Err(error) = self.last_good.keep_config(&held) {
             error!(%error, "the configuration cannot be kept for the next start; is the state directory writable?");
         }
         self.told.send_modify(|told| told.config = Some(held));
+        Ok(())
     }
+}
+
+/// What is said of a payload that could not be taken.
+fn rejection(
+    node: &str,
+    what: &str,
+    payload: &wire::Payload,
+    taken: Result<(), String>,
+) -> Option<from_agent::Message> {
+    let reason = taken.err()?;
+    let digest = payload.digest.clone();
+    error!(node, digest = hex::encode(&digest), what, reason, "refused what the controller sent");
+    Some(from_agent::Message::Rejected(wire::Rejected { digest, reason }))
 }
 
 /// Anything between the shortest pause and one that doubles with each failure (full jitter): agents that lost their

@@ -4,20 +4,22 @@ use std::{net::SocketAddr, time::Duration};
 
 use calico_vni_proto::{
     codec::{Codec, Digest},
-    model::{Guard, NodeConfig},
+    model::{Guard, NodeConfig, Tenant, Underlay},
     wire::{
-        self, FromAgent, FromController, from_agent, from_controller,
+        self, FromAgent, FromController, answer, from_agent, from_controller, question,
         router_server::{Router, RouterServer},
     },
 };
 use calico_vni_router::{
     dial::Dial,
+    frr::Driver,
     last_good::{LastGood, Told},
     report::{Health, Report, TenantReport},
     session::Session,
 };
 use tokio::{
-    net::TcpListener,
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{TcpListener, UnixListener},
     sync::{mpsc, watch},
     task::JoinHandle,
     time::timeout,
@@ -50,6 +52,16 @@ impl Stream {
                 other => return other,
             }
         }
+    }
+
+    /// The next answer: what is said of FRR, and to which question.
+    async fn next_answer(&mut self) -> (u64, answer::About) {
+        let from_agent::Message::Answer(answer) = self.next_word().await else { panic!("no answer") };
+        (answer.id, answer.about.expect("an answer is about something"))
+    }
+
+    async fn ask(&self, id: u64, about: Option<question::About>) {
+        self.say(from_controller::Message::Question(wire::Question { id, about })).await;
     }
 
     async fn say(&self, message: from_controller::Message) {
@@ -111,6 +123,7 @@ fn agent(controller: SocketAddr) -> Agent {
         told: told_sender,
         report: report_receiver,
         health: health_receiver,
+        frr: Driver::new(state.path().join("frr")),
         connected,
     };
     tokio::spawn(session.run());
@@ -261,4 +274,135 @@ async fn how_the_node_does_with_a_result_is_sent_after_it_though_it_does_as_befo
         let from_agent::Message::Health(health) = stream.next().await else { panic!("no health") };
         assert!(health.frr_running);
     }
+}
+
+/// A bgpd that knows one session and, in vrf1001 alone, two routes; and nothing else.
+async fn bgpd(listener: UnixListener) {
+    const SUMMARY: &str = r#"{"vrf1001": {"ipv4Unicast": {"peers": {"169.254.192.2": {"remoteAs": 64512,
+        "state": "Established", "peerUptimeMsec": 61000, "pfxRcd": 1, "pfxSnt": 2}}}}}"#;
+    const ROUTES: &str = r#"{"routes": {
+        "10.200.0.0/26": [{"bestpath": true, "peerId": "169.254.192.2", "path": "64512",
+            "nexthops": [{"ip": "169.254.192.2", "used": true}]}],
+        "10.200.0.64/26": [{"bestpath": true, "peerId": "192.0.2.1", "path": "65100 65001 64512",
+            "nexthops": [{"ip": "10.255.0.2", "used": true}]}]}}"#;
+    while let Ok((stream, _)) = listener.accept().await {
+        let (read, mut write) = stream.into_split();
+        let mut lines = BufReader::new(read).split(0);
+        while let Ok(Some(line)) = lines.next_segment().await {
+            let answer = match std::str::from_utf8(&line).unwrap() {
+                "enable" => "",
+                "show bgp vrf all summary json" => SUMMARY,
+                "show bgp vrf vrf1001 ipv4 unicast json" => ROUTES,
+                "show bgp vrf vrf1001 ipv6 unicast json" => r#"{"routes": {}}"#,
+                other => panic!("nobody asks `{other}`"),
+            };
+            let framed = [answer.as_bytes(), &[0; 4]].concat();
+            write.write_all(&framed).await.unwrap();
+        }
+    }
+}
+
+/// Of a node with tenant red.
+fn with_red() -> NodeConfig {
+    let underlay = Underlay {
+        name: "fabric".into(),
+        asn: 65001,
+        vtep: "10.255.0.1".parse().unwrap(),
+        router_id: "10.255.0.1".parse().unwrap(),
+        neighbors: vec![],
+        interfaces: vec![],
+        mtu: None,
+        shared: vec![],
+        graceful_restart: true,
+        calico_asn: 64512,
+    };
+    let red = Tenant {
+        name: "red".into(),
+        vni: 1001,
+        link_index: 1,
+        host_v4: "169.254.192.2".parse().unwrap(),
+        host_v6: "fd00::2".parse().unwrap(),
+        pools: vec![],
+        import_rts: vec![],
+        export_rts: vec![],
+        shared: vec![],
+        max_prefixes: 1000,
+        advertise_pods: false,
+        services: vec![],
+    };
+    NodeConfig { underlay: Some(underlay), tenants: vec![red], ..empty("n1") }
+}
+
+#[tokio::test]
+async fn questions_are_answered_from_what_frr_says() {
+    let (address, mut streams, _server) = serve("127.0.0.1:0").await;
+    let agent = agent(address);
+    let frr = agent.state.path().join("frr");
+    std::fs::create_dir(&frr).unwrap();
+    tokio::spawn(bgpd(UnixListener::bind(frr.join("bgpd.vty")).unwrap()));
+    let mut stream = stream(&mut streams).await;
+    let from_agent::Message::Hello(hello) = stream.next().await else { panic!("no hello") };
+    assert!(hello.answers);
+    stream.say(from_controller::Message::Config(with_red().to_payload())).await;
+
+    stream.ask(1, Some(question::About::Sessions(wire::AboutSessions {}))).await;
+    let (id, answer::About::Sessions(told)) = stream.next_answer().await else { panic!("no sessions") };
+    let session = wire::BgpSession {
+        vrf: "vrf1001".into(),
+        tenant: "red".into(),
+        peer: "169.254.192.2".into(),
+        asn: 64512,
+        state: "Established".into(),
+        uptime_seconds: 61,
+        prefixes_received: 1,
+        prefixes_sent: 2,
+    };
+    assert_eq!((id, told), (1, wire::Sessions { sessions: vec![session], more: 0 }));
+
+    let about = |tenant: &str| Some(question::About::Routes(wire::AboutRoutes { tenant: tenant.into() }));
+    stream.ask(2, about("red")).await;
+    let (id, answer::About::Routes(told)) = stream.next_answer().await else { panic!("no routes") };
+    let route = |prefix: &str, next_hop: &str, from_fabric, path: &str| wire::BgpRoute {
+        prefix: prefix.into(),
+        next_hop: next_hop.into(),
+        from_fabric,
+        best: true,
+        path: path.into(),
+    };
+    let routes = vec![
+        route("10.200.0.0/26", "169.254.192.2", false, "64512"),
+        route("10.200.0.64/26", "10.255.0.2", true, "65100 65001 64512"),
+    ];
+    assert_eq!((id, told), (2, wire::Routes { routes, more: 0 }));
+
+    for (id, about, said) in
+        [(3, about("blue"), "no Tenant `blue`"), (4, None, "does not know this question")]
+    {
+        stream.ask(id, about).await;
+        let (answered, answer::About::Refused(why)) = stream.next_answer().await else { panic!("an answer") };
+        assert!(answered == id && why.contains(said), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_question_that_hangs_holds_up_nothing_else() {
+    let (address, mut streams, _server) = serve("127.0.0.1:0").await;
+    let mut agent = agent(address);
+    let frr = agent.state.path().join("frr");
+    std::fs::create_dir(&frr).unwrap();
+    let _silent = UnixListener::bind(frr.join("bgpd.vty")).unwrap();
+    let mut stream = stream(&mut streams).await;
+    stream.next().await;
+    let about = || Some(question::About::Sessions(wire::AboutSessions {}));
+    stream.ask(1, about()).await;
+    stream.ask(2, about()).await;
+    let (id, answer::About::Refused(why)) = stream.next_answer().await else { panic!("an answer") };
+    assert!(id == 2 && why.contains("another question"), "{id}: {why}");
+    stream.say(from_controller::Message::Config(empty("n1").to_payload())).await;
+    timeout(Duration::from_secs(5), agent.told.wait_for(|told| told.config.is_some()))
+        .await
+        .expect("it listens meanwhile")
+        .unwrap();
+    let (id, answer::About::Refused(why)) = stream.next_answer().await else { panic!("an answer") };
+    assert!(id == 1 && why.contains("within 10 s"), "{id}: {why}");
 }

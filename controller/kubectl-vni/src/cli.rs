@@ -37,9 +37,9 @@ pub enum Command {
     Plan(PlanArguments),
     /// Show how Tenants and Underlays fare.
     Status(StatusArguments),
-    /// Show the BGP sessions with the fabric, and those between BIRD and the routers.
+    /// Show the BGP sessions of the routers, with the fabric and with each node's BIRD.
     Sessions(SessionsArguments),
-    /// Show which node announces which prefix into a tenant's VRF.
+    /// Show which node announces which prefix into a tenant's VRF, and what the routers hold in it.
     Routes(RoutesArguments),
     /// Find what is wrong, why, and what to do about it.
     Doctor(DoctorArguments),
@@ -145,42 +145,84 @@ pub struct StatusArguments {
     pub source: Source,
 }
 
+/// How routers are asked.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Asking {
+    /// Ask no router: tell what the API server's objects say.
+    #[arg(long, conflicts_with = "controller")]
+    pub no_ask: bool,
+    /// Namespace of controller and routers.
+    #[arg(short, long, value_name = "NAMESPACE", default_value = "calico-vni")]
+    pub namespace: String,
+    /// URL at which the controller that leads is reached, in place of a port-forward to its pod. With http nothing is
+    /// proven, by either side: for a controller on this machine.
+    #[arg(long, value_name = "URL", conflicts_with = "filename")]
+    pub controller: Option<String>,
+    /// PEM file of the authorities that may speak for the controller, in place of the ConfigMap calico-vni-authority.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub ca_file: Option<PathBuf>,
+    /// Name that the controller's certificate has to be for, by whatever way it is reached.
+    #[arg(long, value_name = "NAME", default_value = "calico-vni-controller")]
+    pub controller_name: String,
+}
+
 /// Show the BGP sessions: of the routers with the fabric, and of each node's BIRD with its router.
 ///
-/// By the statuses that the controller writes: how many of the fabric's are established on all nodes together, and to
-/// which nodes each tenant's BGPPeer is admitted, with the routes that the routers hold by it. The state of a single
-/// session is not in any status; docs/troubleshooting.md says how to ask FRR on the node.
+/// First by the statuses that the controller writes: how many of the fabric's are established on all nodes together, and to
+/// which nodes each tenant's BGPPeer is admitted. Then session by session, as each router says at this moment. Routers are
+/// asked by way of the controller, which is reached by a port-forward; that takes the rights of the roles calico-vni-viewer.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   kubectl vni sessions
-  kubectl vni sessions -o yaml
+  kubectl vni sessions --node n1
+
+  # Those that are down
+  kubectl vni sessions -o json | jq -r '.sessions[] | select(.state != \"Established\") | .node + \" \" + .peer'
+
+  # With fewer rights, or without a controller: counts alone
+  kubectl vni sessions --no-ask
 
 Exit codes:
-  0  all sessions with the fabric are established, and every admitted tenant has routes
-  1  some are not, or have none
-  2  it cannot be read")]
+  0  all sessions with the fabric are established, every admitted tenant has one and has routes, and all routers answered
+  1  some are not, or have none, or some router did not answer
+  2  it cannot be read, or no router could be asked")]
 pub struct SessionsArguments {
+    /// Of one Node's router alone.
+    #[arg(long, value_name = "NODE")]
+    pub node: Option<String>,
     /// How to print.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Format,
     /// What is read.
     #[command(flatten)]
     pub source: Source,
+    /// How routers are asked.
+    #[command(flatten)]
+    pub asking: Asking,
 }
 
-/// Show which node announces which prefix into a tenant's VRF, with next hop, route distinguisher and route targets.
+/// Show which node announces which prefix into a tenant's VRF, with next hop, route distinguisher and route targets; and what
+/// the routers hold in it.
 ///
-/// By the plan, from BlockAffinities, pools and Node labels: what should be announced. No router is asked. On a node or a
-/// switch, `show bgp l2vpn evpn route type prefix` shows what is.
+/// First by the plan, from BlockAffinities, pools and Node labels: what should be announced, and whether the node's router
+/// holds it. Then every route that the routers have in the tenant's VRF at this moment, its own and those from the fabric.
+/// Routers are asked by way of the controller, which is reached by a port-forward; that takes the rights of the roles
+/// calico-vni-viewer.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   kubectl vni routes red
   kubectl vni routes red --node n1 -o json
 
+  # What n1 has from the fabric
+  kubectl vni routes red --node n1 -o json | jq -r '.held[] | select(.from == \"fabric\") | .prefix + \" \" + .nextHop'
+
+  # With fewer rights, or without a controller: the plan alone
+  kubectl vni routes red --no-ask
+
 Exit codes:
-  0  each of these prefixes is to be announced by a node whose router answers
-  1  some wait
-  2  it cannot be read, or there is no such Tenant")]
+  0  each of these prefixes is to be announced by a node whose router answers, and holds it
+  1  some wait or are missing, or some router did not answer
+  2  it cannot be read, there is no such Tenant, or no router could be asked")]
 pub struct RoutesArguments {
     /// The Tenant.
     #[arg(value_name = "TENANT")]
@@ -194,6 +236,9 @@ pub struct RoutesArguments {
     /// What is read.
     #[command(flatten)]
     pub source: Source,
+    /// How routers are asked.
+    #[command(flatten)]
+    pub asking: Asking,
 }
 
 /// Find what is wrong, why, and what to do about it.

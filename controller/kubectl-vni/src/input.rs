@@ -59,15 +59,16 @@ pub fn without_passwords(snapshot: Snapshot) -> Snapshot {
     Snapshot { passwords: Passwords::Assumed, ..snapshot }
 }
 
-/// All that a plan depends on, of saved objects or of the cluster.
-pub async fn snapshot(source: &Source) -> anyhow::Result<Snapshot> {
+/// All that a plan depends on, of saved objects or of the cluster, and then the cluster too.
+pub async fn snapshot(source: &Source) -> anyhow::Result<(Snapshot, Option<Cluster>)> {
     if !source.filename.is_empty() {
-        return Ok(without_passwords(Snapshot::from_objects(files(&source.filename)?)?));
+        return Ok((without_passwords(Snapshot::from_objects(files(&source.filename)?)?), None));
     }
-    let (api, objects) = Cluster::connect(&source.connection).await?.objects().await?;
+    let cluster = Cluster::connect(&source.connection).await?;
+    let (api, objects) = cluster.objects().await?;
     let mut snapshot = Snapshot::from_objects(objects)?;
     snapshot.calico_api = api;
-    Ok(without_passwords(snapshot))
+    Ok((without_passwords(snapshot), Some(cluster)))
 }
 
 /// Folders opened, as `kubectl apply -f` opens them.

@@ -45,6 +45,19 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// A span of time by its two largest units, as kubectl tells ages.
+pub fn span(seconds: u64) -> String {
+    let parts =
+        [(seconds / 86_400, "d"), (seconds / 3_600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
+    let first = parts.iter().position(|(number, _)| *number > 0).unwrap_or(parts.len() - 1);
+    parts[first..]
+        .iter()
+        .take(2)
+        .filter(|(number, _)| *number > 0)
+        .map(|(number, unit)| format!("{number}{unit}"))
+        .collect()
+}
+
 /// Columns as kubectl prints them: as wide as their widest cell, three spaces apart.
 #[derive(Clone, Debug)]
 pub struct Table {
@@ -84,6 +97,12 @@ impl Display for Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_span_has_two_units_at_most() {
+        let spans = [0, 7, 60, 61, 3_600, 3_661, 90_000, 86_400 * 12 + 59];
+        assert_eq!(spans.map(span), ["", "7s", "1m", "1m1s", "1h", "1h1m", "1d1h", "12d"]);
+    }
 
     #[test]
     fn columns_line_up_and_lines_end_clean() {

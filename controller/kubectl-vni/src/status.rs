@@ -65,7 +65,7 @@ struct Wrong {
 
 /// Answers.
 pub async fn run(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
-    let snapshot = input::snapshot(&arguments.source).await?;
+    let (snapshot, _) = input::snapshot(&arguments.source).await?;
     let status = Status::of(&snapshot, arguments.tenant.as_deref());
     if let (Some(name), []) = (&arguments.tenant, &status.tenants[..]) {
         bail!("there is no Tenant `{name}`; `kubectl get tenants.calico-vni.io` lists those there are");

@@ -1,4 +1,4 @@
-//! Who may speak for a node: by a token, where agents have to prove themselves, and not too often. Asks the proof alone.
+//! Who may speak for a node, and who may ask what routers say: by a token, where that has to be proven. Asks the proof alone.
 
 use std::{
     sync::{
@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-use calico_vni_identity::token::{Denied, NodeProof};
-use calico_vni_proto::codec::Digest;
+use calico_vni_identity::token::{Denied, Proof};
+use calico_vni_proto::{codec::Digest, viewer};
 use tokio::time::Instant;
 use tonic::{Status, metadata::MetadataMap};
 use tracing::warn;
@@ -27,11 +27,13 @@ const TELLING: usize = 1_000;
 
 /// Lets agents in, or not.
 pub struct Door {
-    proof: Option<Arc<dyn NodeProof>>,
+    proof: Option<Arc<dyn Proof>>,
     /// By token where there is one: nobody can use up what is another's.
     streams: Paced<Digest>,
-    told: Paced<String>,
+    /// By node; viewers have none.
+    told: Paced<Option<String>>,
     refused: AtomicU64,
+    viewers_refused: AtomicU64,
 }
 
 impl Door {
@@ -41,18 +43,47 @@ impl Door {
     }
 
     /// For agents that have to prove their node.
-    pub fn guarded(proof: Arc<dyn NodeProof>) -> Arc<Self> {
+    pub fn guarded(proof: Arc<dyn Proof>) -> Arc<Self> {
         Self::new(Some(proof))
     }
 
-    fn new(proof: Option<Arc<dyn NodeProof>>) -> Arc<Self> {
+    fn new(proof: Option<Arc<dyn Proof>>) -> Arc<Self> {
         let (streams, told) = (Paced::new(STREAMS, AGENTS), Paced::new(TOLD, TELLING));
-        Arc::new(Self { proof, streams, told, refused: AtomicU64::default() })
+        Arc::new(Self {
+            proof,
+            streams,
+            told,
+            refused: AtomicU64::default(),
+            viewers_refused: AtomicU64::default(),
+        })
     }
 
     /// How many were refused since the start, for what they are or say; not those that came too often.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
+    }
+
+    /// How many viewers were.
+    pub fn viewers_refused(&self) -> u64 {
+        self.viewers_refused.load(Ordering::Relaxed)
+    }
+
+    /// Whether the sender of these headers may ask what routers say.
+    pub async fn check_viewer(&self, headers: &MetadataMap) -> Result<(), Status> {
+        let Some(proof) = &self.proof else { return Ok(()) };
+        let token = bearer(headers).ok_or_else(|| {
+            self.refuse_viewer("it has no token");
+            Status::unauthenticated(format!(
+                "no token: one of the service account {} is asked for",
+                viewer::ACCOUNT
+            ))
+        })?;
+        proof.viewer(token).await.map_err(|denied| {
+            if !matches!(denied, Denied::Unknown(_)) {
+                self.refuse_viewer(&denied.to_string());
+            }
+            told(&denied)
+        })
     }
 
     /// Whether the sender of these headers may speak for that node.
@@ -71,16 +102,11 @@ impl Door {
                     "the token is of node `{proven}`, and Hello.node is `{node}`: give the agent the --node it runs on"
                 )))
             }
-            Err(Denied::Unknown(reason)) => {
-                Err(Status::unavailable(format!("the token cannot be checked now: {reason}")))
-            }
             Err(denied) => {
-                let reason = denied.to_string();
-                self.refuse(node, "nobody", &reason);
-                Err(match denied {
-                    Denied::NotAuthenticated(_) => Status::unauthenticated(reason),
-                    _ => Status::permission_denied(reason),
-                })
+                if !matches!(denied, Denied::Unknown(_)) {
+                    self.refuse(node, "nobody", &denied.to_string());
+                }
+                Err(told(&denied))
             }
         }
     }
@@ -96,9 +122,30 @@ impl Door {
 
     fn refuse(&self, node: &str, proven: &str, reason: &str) {
         self.refused.fetch_add(1, Ordering::Relaxed);
-        if self.told.admit(node.to_owned(), Instant::now()).is_ok() {
+        if self.told.admit(Some(node.to_owned()), Instant::now()).is_ok() {
             warn!(node, proven, reason, refused = self.refused(), "an agent was refused");
         }
+    }
+
+    fn refuse_viewer(&self, reason: &str) {
+        self.viewers_refused.fetch_add(1, Ordering::Relaxed);
+        if self.told.admit(None, Instant::now()).is_ok() {
+            warn!(
+                reason,
+                refused = self.viewers_refused(),
+                "somebody who asked what routers say was refused"
+            );
+        }
+    }
+}
+
+/// What is said to who is denied.
+fn told(denied: &Denied) -> Status {
+    let reason = denied.to_string();
+    match denied {
+        Denied::Unknown(_) => Status::unavailable(reason),
+        Denied::NotAuthenticated(_) => Status::unauthenticated(reason),
+        _ => Status::permission_denied(reason),
     }
 }
 
@@ -121,12 +168,24 @@ pub(super) mod tests {
     /// Knows some tokens, and the node of each.
     pub(crate) struct Known(pub(crate) BTreeMap<&'static str, Result<String, Denied>>);
 
-    impl NodeProof for Known {
+    impl Proof for Known {
         fn node_of<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<String, Denied>> {
             let unknown = || Err(Denied::NotAuthenticated("unknown".to_owned()));
             Box::pin(std::future::ready(self.0.get(token).cloned().unwrap_or_else(unknown)))
         }
+
+        fn viewer<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<(), Denied>> {
+            let answer = match (token, self.0.get(token)) {
+                (VIEWERS, _) => Ok(()),
+                (_, Some(Err(denied))) => Err(denied.clone()),
+                _ => Err(Denied::NotAuthenticated("unknown".to_owned())),
+            };
+            Box::pin(std::future::ready(answer))
+        }
     }
+
+    /// The one token of a viewer.
+    pub(crate) const VIEWERS: &str = "of-a-viewer";
 
     fn guarded() -> Arc<Door> {
         let tokens = [
@@ -160,6 +219,29 @@ pub(super) mod tests {
         assert_eq!(door.refused(), 5);
         assert_eq!(knock(&door, Some("Bearer later"), "n1").await, Err(Code::Unavailable));
         assert_eq!(door.refused(), 5, "who could not be checked was not refused");
+    }
+
+    #[tokio::test]
+    async fn a_viewers_token_opens_for_viewers_alone_and_no_other_does() {
+        let door = guarded();
+        let knock_as_viewer = async |authorization: Option<&str>| {
+            let mut headers = MetadataMap::new();
+            if let Some(value) = authorization {
+                headers.insert("authorization", value.parse().unwrap());
+            }
+            door.check_viewer(&headers).await.map_err(|status| status.code())
+        };
+        let viewers = format!("Bearer {VIEWERS}");
+        assert_eq!(knock_as_viewer(Some(&viewers)).await, Ok(()));
+        assert_eq!((door.refused(), door.viewers_refused()), (0, 0));
+        assert_eq!(knock_as_viewer(Some("Bearer of-n1")).await, Err(Code::Unauthenticated));
+        assert_eq!(knock_as_viewer(Some("Bearer made-up")).await, Err(Code::Unauthenticated));
+        assert_eq!(knock_as_viewer(None).await, Err(Code::Unauthenticated));
+        assert_eq!((door.refused(), door.viewers_refused()), (0, 3));
+        assert_eq!(knock_as_viewer(Some("Bearer later")).await, Err(Code::Unavailable));
+        assert_eq!(door.viewers_refused(), 3, "who could not be checked was not refused");
+        assert_eq!(knock(&door, Some(&viewers), "n1").await, Err(Code::Unauthenticated));
+        assert_eq!(knock(&door, Some("Bearer of-n1"), "n1").await, Ok(()));
     }
 
     #[tokio::test]

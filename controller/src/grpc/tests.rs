@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use calico_vni_identity::{SERVER_NAME, authority::Authority};
-use calico_vni_proto::wire::router_client::RouterClient;
+use calico_vni_proto::wire::{
+    AboutSessions, Answer, NodeAnswer, RoutesRequest, SessionsRequest, answer, node_answer,
+    operator_client::OperatorClient, question, router_client::RouterClient,
+};
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -12,7 +15,10 @@ use tonic::{
     transport::{ClientTlsConfig, Endpoint},
 };
 
-use super::{door::tests::Known, *};
+use super::{
+    door::tests::{Known, VIEWERS},
+    *,
+};
 use crate::agents::tests::offer;
 
 struct Served {
@@ -71,6 +77,7 @@ async fn body(stream: &mut Streaming<FromController>) -> (&'static str, Vec<u8>)
     match message.unwrap().expect("the stream is open").message.unwrap() {
         from_controller::Message::Guard(payload) => ("guard", payload.body),
         from_controller::Message::Config(payload) => ("config", payload.body),
+        from_controller::Message::Question(question) => panic!("{question:?}"),
     }
 }
 
@@ -174,8 +181,8 @@ async fn agents_wait_while_it_prepares_and_are_sent_away_from_a_standby() {
     assert_eq!(body(&mut stream).await.0, "guard", "who was let in stays until the table ends");
 }
 
-#[tokio::test]
-async fn with_tls_a_node_is_proven_for_each_stream() {
+/// A controller that wants proof, and how it is reached.
+async fn guarded() -> (Served, Arc<Door>, Endpoint) {
     let authority = Authority::new(Timestamp::now()).unwrap();
     let certificate = Certificate::none();
     certificate.set(authority.issue(&[SERVER_NAME.to_owned()], Timestamp::now()).unwrap()).unwrap();
@@ -186,6 +193,12 @@ async fn with_tls_a_node_is_proven_for_each_stream() {
     let root = tonic::transport::Certificate::from_pem(authority.bundle());
     let tls = ClientTlsConfig::new().ca_certificate(root).domain_name(SERVER_NAME);
     let endpoint = Endpoint::try_from(stage.address.clone()).unwrap().tls_config(tls).unwrap();
+    (stage, door, endpoint)
+}
+
+#[tokio::test]
+async fn with_tls_a_node_is_proven_for_each_stream() {
+    let (stage, door, endpoint) = guarded().await;
     let (_say, mut stream) = dial_by(endpoint.clone(), hello("n1", None), Some("of-n1")).await.unwrap();
     stage.agents.offer(offers(b"g", &[("n1", b"c"), ("n2", b"d")]));
     assert_eq!(body(&mut stream).await.0, "guard");
@@ -254,6 +267,144 @@ async fn an_agent_that_says_too_much_is_read_no_faster() {
         [("red".to_owned(), MESSAGES.burst + 9)].into(),
         "and nothing is lost"
     );
+}
+
+/// All that is told of the sessions of these nodes.
+async fn sessions_of(
+    endpoint: Endpoint,
+    token: Option<&str>,
+    nodes: &[&str],
+) -> Result<Vec<NodeAnswer>, Status> {
+    let nodes = nodes.iter().map(|&node| node.to_owned()).collect();
+    let mut request = Request::new(SessionsRequest { nodes });
+    if let Some(token) = token {
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    }
+    let channel = endpoint.connect().await.unwrap();
+    let mut answers = OperatorClient::new(channel).list_sessions(request).await?.into_inner();
+    let mut all = Vec::new();
+    while let Some(answer) = answers.message().await? {
+        all.push(answer);
+    }
+    Ok(all)
+}
+
+fn plain(stage: &Served) -> Endpoint {
+    Endpoint::try_from(stage.address.clone()).unwrap()
+}
+
+/// Of an agent that takes questions.
+fn asked(node: &str) -> FromAgent {
+    let hello = wire::Hello { node: node.into(), version: "1".into(), answers: true, ..Default::default() };
+    FromAgent { message: Some(from_agent::Message::Hello(hello)) }
+}
+
+/// Answers questions for as long as the stream stands; `more` tells the answers of one agent from those of others.
+async fn answering(stage: &Served, node: &str, more: u64) -> tokio::task::JoinHandle<()> {
+    let (say, mut stream) = dial(stage, asked(node)).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok(Some(FromController { message: Some(message) })) = stream.message().await {
+            let from_controller::Message::Question(question) = message else { continue };
+            let about = match question.about.unwrap() {
+                question::About::Sessions(AboutSessions {}) => {
+                    answer::About::Sessions(wire::Sessions { sessions: vec![], more })
+                }
+                question::About::Routes(routes) => answer::About::Refused(routes.tenant),
+            };
+            let answer = from_agent::Message::Answer(Answer { id: question.id, about: Some(about) });
+            say.send(FromAgent { message: Some(answer) }).await.unwrap();
+        }
+    })
+}
+
+fn told(node: &str, version: &str, about: node_answer::About) -> NodeAnswer {
+    NodeAnswer { node: node.into(), version: version.into(), about: Some(about) }
+}
+
+#[tokio::test]
+async fn people_get_the_answers_of_all_agents_in_the_order_of_nodes() {
+    let stage = served().await;
+    stage.agents.offer(offers(b"g", &[("n0", b"c"), ("n1", b"c"), ("n2", b"c")]));
+    let _two = answering(&stage, "n2", 2).await;
+    let _one = answering(&stage, "n1", 1).await;
+    let (_say, _old) = dial(&stage, hello("old", None)).await.unwrap();
+    let sessions = |more| node_answer::About::Sessions(wire::Sessions { sessions: vec![], more });
+    let refused = |why: &str| node_answer::About::Refused(why.to_owned());
+    let away = refused("its agent is not connected");
+    let old = refused("an agent of version 1 cannot be asked: update it");
+    let all = [
+        told("n0", "", away.clone()),
+        told("n1", "1", sessions(1)),
+        told("n2", "1", sessions(2)),
+        told("old", "1", old),
+    ];
+    assert_eq!(sessions_of(plain(&stage), None, &[]).await.unwrap(), all);
+    let some = sessions_of(plain(&stage), None, &["n2", "nobody", "n2"]).await.unwrap();
+    assert_eq!(some, [told("n2", "1", sessions(2)), told("nobody", "", away)]);
+
+    let channel = plain(&stage).connect().await.unwrap();
+    let request = RoutesRequest { tenant: "red".into(), nodes: vec!["n1".into()] };
+    let mut routes = OperatorClient::new(channel).list_routes(request).await.unwrap().into_inner();
+    assert_eq!(
+        routes.message().await.unwrap(),
+        Some(told("n1", "1", refused("red"))),
+        "it was asked about that one"
+    );
+}
+
+#[tokio::test]
+async fn a_viewers_token_opens_no_agents_stream_and_an_agents_none_of_the_viewers() {
+    let (stage, door, endpoint) = guarded().await;
+    let seen = sessions_of(endpoint.clone(), Some(VIEWERS), &[]).await.unwrap();
+    assert!(seen.is_empty(), "nobody is there to be asked, and it is no refusal: {seen:?}");
+    for token in [Some("of-n1"), Some("expired"), None] {
+        let refused = sessions_of(endpoint.clone(), token, &[]).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated, "{token:?}: {refused}");
+    }
+    assert_eq!((door.viewers_refused(), door.refused()), (3, 0));
+    let refused = dial_by(endpoint.clone(), hello("n1", None), Some(VIEWERS)).await.unwrap_err();
+    assert_eq!((refused.code(), door.refused()), (Code::Unauthenticated, 1));
+    let (_say, _stream) = dial_by(endpoint.clone(), hello("n1", None), Some("of-n1")).await.unwrap();
+    assert_eq!(sessions_of(endpoint, Some(VIEWERS), &[]).await.unwrap().len(), 1);
+    drop(stage);
+}
+
+#[tokio::test]
+async fn people_are_told_where_the_leader_is() {
+    let stage = served().await;
+    for (gate, said) in [
+        (Gate::Standby { reason: "standby; other-1 leads".to_owned() }, "standby; other-1 leads"),
+        (
+            Gate::Preparing { missing: "the first list of Nodes".to_owned() },
+            "it waits for the first list of Nodes",
+        ),
+    ] {
+        stage.gate.send_replace(gate);
+        let refused = sessions_of(plain(&stage), None, &[]).await.unwrap_err();
+        assert_eq!((refused.code(), refused.message()), (Code::Unavailable, said));
+    }
+}
+
+#[tokio::test]
+async fn only_so_many_are_answered_at_one_time_and_who_goes_makes_room() {
+    let stage = served().await;
+    // It takes questions, and never answers.
+    let (_say, _mute) = dial(&stage, asked("mute")).await.unwrap();
+    let ask = || async {
+        let channel = plain(&stage).connect().await.unwrap();
+        OperatorClient::new(channel).list_sessions(SessionsRequest { nodes: vec!["mute".into()] }).await
+    };
+    let mut calls = Vec::new();
+    for _ in 0..operator::CALLS {
+        calls.push(ask().await.unwrap());
+    }
+    assert_eq!(ask().await.unwrap_err().code(), Code::ResourceExhausted);
+    calls.pop();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while let Err(refused) = ask().await {
+        assert!(Instant::now() < deadline, "{refused}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 async fn wait_until(seen: impl Fn() -> bool) {

@@ -15,9 +15,12 @@ use calico_vni_identity::{
     authority::{LIFE, OVERLAP, RENEW},
     keep::{CERTIFICATES, Keeper, NAME},
     serving::Certificate,
-    token::{AUDIENCE, Denied, NodeProof, Reviewer},
+    token::{AUDIENCE, Denied, Proof, Reviewer},
 };
-use calico_vni_proto::wire::{self, FromAgent, FromController, from_agent, router_client::RouterClient};
+use calico_vni_proto::{
+    viewer,
+    wire::{self, FromAgent, FromController, from_agent, router_client::RouterClient},
+};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
@@ -46,11 +49,15 @@ const ROUTER: &str = "calico-vni-router";
 
 /// A router's pod on that node.
 async fn pod(stage: &Stage, name: &str, node: &str) -> Pod {
+    pod_of(stage, ROUTER, name, node).await
+}
+
+async fn pod_of(stage: &Stage, account: &str, name: &str, node: &str) -> Pod {
     stage
         .create(json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "namespace": NAMESPACE },
             "spec": {
-                "nodeName": node, "serviceAccountName": ROUTER, "automountServiceAccountToken": false,
+                "nodeName": node, "serviceAccountName": account, "automountServiceAccountToken": false,
                 "containers": [{ "name": "router", "image": "router" }],
             },
         }))
@@ -111,6 +118,47 @@ async fn a_token_proves_the_node_of_its_pod_and_nothing_else_does() {
     pods.delete("router-1", &DeleteParams::default().grace_period(0)).await.unwrap();
     // The API server remembers what it has accepted for some seconds.
     eventually("the token of a deleted pod to be refused", async || match reviewer.node_of(&of_one).await {
+        Err(Denied::NotAuthenticated(reason)) => Ok(reason),
+        other => Err(other),
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_viewer_is_known_by_account_and_audience_and_an_agents_token_is_none() {
+    let stage = Stage::set(CalicoApi::V3).await;
+    stage.node("n1").await;
+    let (router, looker) =
+        (pod(&stage, "router-1", "n1").await, pod_of(&stage, viewer::ACCOUNT, "looker", "n1").await);
+    let reviewer = Reviewer::new(&stage.server.controller().await, NAMESPACE, ROUTER);
+
+    let viewers = token(&stage, viewer::ACCOUNT, Some(viewer::AUDIENCE), None).await;
+    assert_eq!(reviewer.viewer(&viewers).await, Ok(()));
+    let agents = token(&stage, ROUTER, Some(AUDIENCE), Some(&router)).await;
+    assert_eq!(reviewer.node_of(&agents).await.as_deref(), Ok("n1"));
+    assert!(matches!(reviewer.viewer(&agents).await, Err(Denied::NotAuthenticated(_))));
+    assert!(matches!(reviewer.node_of(&viewers).await, Err(Denied::NotAuthenticated(_))));
+
+    // Neither the account alone nor the audience alone will do, on either side.
+    for audience in [Some(AUDIENCE), None] {
+        let elsewhere = token(&stage, viewer::ACCOUNT, audience, Some(&looker)).await;
+        assert!(
+            matches!(reviewer.viewer(&elsewhere).await, Err(Denied::NotAuthenticated(_))),
+            "{audience:?}"
+        );
+    }
+    let of_viewer = token(&stage, viewer::ACCOUNT, Some(AUDIENCE), Some(&looker)).await;
+    assert!(matches!(reviewer.node_of(&of_viewer).await, Err(Denied::WrongUser(..))));
+    let of_router = token(&stage, ROUTER, Some(viewer::AUDIENCE), Some(&router)).await;
+    assert!(matches!(reviewer.viewer(&of_router).await, Err(Denied::WrongUser(..))));
+    assert!(matches!(reviewer.viewer("made-up").await, Err(Denied::NotAuthenticated(_))));
+
+    // One that was good and is so no more.
+    let bound = token(&stage, viewer::ACCOUNT, Some(viewer::AUDIENCE), Some(&looker)).await;
+    assert_eq!(reviewer.viewer(&bound).await, Ok(()));
+    let pods: Api<Pod> = Api::namespaced(stage.client.clone(), NAMESPACE);
+    pods.delete("looker", &DeleteParams::default().grace_period(0)).await.unwrap();
+    eventually("a token that has ended to be refused", async || match reviewer.viewer(&bound).await {
         Err(Denied::NotAuthenticated(reason)) => Ok(reason),
         other => Err(other),
     })

@@ -14,11 +14,14 @@ const ELSEWHERE: [&str; 5] = ["secrets", "configmaps", "leases", "tokenreviews",
 /// Group, resource and verb.
 type Right = (String, String, String);
 
-/// All that the roles of that text grant.
+/// All that the controller's roles in that text grant.
 fn granted(text: &str) -> BTreeSet<Right> {
     let mut rights = BTreeSet::new();
     for document in serde_yaml::Deserializer::from_str(text) {
         let object = Value::deserialize(document).unwrap();
+        if object["metadata"]["name"] != "calico-vni-controller" {
+            continue;
+        }
         for rule in object["rules"].as_array().into_iter().flatten() {
             let words = |field: &str| {
                 let list = rule[field].as_array().unwrap_or_else(|| panic!("{rule} has no {field}"));
@@ -65,9 +68,15 @@ pub fn compare(asked: &[Audited]) {
 fn a_right_too_many_and_one_too_few_are_found() {
     let role = "
 kind: ClusterRole
+metadata: { name: calico-vni-controller }
 rules:
   - { apiGroups: [a, b], resources: [things], verbs: [list, patch] }
   - { apiGroups: [''], resources: [secrets], verbs: [get] }
+---
+kind: ClusterRole
+metadata: { name: of-people }
+rules:
+  - { apiGroups: [a], resources: [others], verbs: [list] }
 ";
     let asked = |group: &str, what: &str, code| Audited {
         group: group.into(),

@@ -111,6 +111,7 @@ async fn run(
         version: held.lock().unwrap().version.unwrap_or(env!("CARGO_PKG_VERSION")).into(),
         guard_digest: digests.guard_digest.map(Digest::to_wire).unwrap_or_default(),
         config_digest: digests.config_digest.map(Digest::to_wire).unwrap_or_default(),
+        answers: false,
     });
     say.send(from(hello)).await.unwrap();
     say.send(well()).await.unwrap();
@@ -181,6 +182,7 @@ fn take(held: &Mutex<Held>, message: FromController) {
             (held.config, held.config_digest) = (Some(config), Some(digest));
             held.received.push("config");
         }
+        from_controller::Message::Question(question) => panic!("it said that it takes none: {question:?}"),
     }
 }
 

@@ -34,10 +34,12 @@ pub enum User {
     Admin,
     /// May do what `deploy/rbac.yaml` grants, and nothing else.
     Controller,
+    /// May do what the roles calico-vni-viewer grant, from when they are bound to it, and nothing else.
+    Viewer,
 }
 
 impl User {
-    const ALL: [Self; 2] = [Self::Admin, Self::Controller];
+    const ALL: [Self; 3] = [Self::Admin, Self::Controller, Self::Viewer];
 
     /// Name for RBAC.
     pub const fn name(self) -> &'static str {
@@ -45,6 +47,7 @@ impl User {
             Self::Admin => "admin",
             // As in a cluster, since admission policies know the controller by its name.
             Self::Controller => "system:serviceaccount:calico-vni:calico-vni-controller",
+            Self::Viewer => "viewer",
         }
     }
 
@@ -53,13 +56,14 @@ impl User {
         match self {
             Self::Admin => "admin",
             Self::Controller => "controller",
+            Self::Viewer => "viewer",
         }
     }
 
     const fn groups(self) -> &'static str {
         match self {
             Self::Admin => "system:masters",
-            Self::Controller => "",
+            Self::Controller | Self::Viewer => "",
         }
     }
 }

@@ -13,6 +13,7 @@ mod node;
 mod processes;
 mod rollout;
 mod uninstall;
+mod viewer;
 
 use std::{path::Path, process::ExitCode};
 
@@ -116,6 +117,7 @@ async fn play(cluster: &Cluster, stay: bool) -> Result<()> {
         std::future::pending::<()>().await;
     }
     leader::hand_over(cluster).await?;
+    viewer::asks(cluster).await?;
     // The new leader is heard by all, or nothing of this would come about.
     fabric::tenant(cluster, "blue", 1002, "10.201.0.0/16").await?;
     rollout::upgrade_and_back(cluster).await?;

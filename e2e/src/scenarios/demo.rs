@@ -1,11 +1,12 @@
 //! The main job: two tenants over the fabric, one by an annotation alone and one by a Tenant, and everybody tries to
 //! reach everybody.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use calico_vni_crds::keys::VNI;
 use ipnet::IpNet;
+use serde_json::Value;
 
 use crate::{
     leaf, look,
@@ -71,6 +72,66 @@ pub async fn play(world: &mut World) -> Result<()> {
         matrix.table(&Way::ICMP)
     );
     all_right(&matrix);
+    routers_say(world).await
+}
+
+/// What each router says by way of the controller: its sessions stand, and of tenant red it has each other node's block by
+/// that node's tunnel end point, and nothing of blue's.
+async fn routers_say(world: &World) -> Result<()> {
+    let members = &world.lab.members;
+    let said =
+        wait::until("all sessions to stand", PATIENCE, async || world.routers_say(&["sessions"]).await)
+            .await?;
+    let sessions = said["sessions"].as_array().context("no sessions")?;
+    for node in members {
+        for (tenant, count) in [(None, 1), (Some(RED_TENANT), 2), (Some("blue"), 2)] {
+            let of = |s: &&Value| s["node"] == node.name && s["tenant"].as_str() == tenant;
+            let states: Vec<_> = sessions.iter().filter(of).map(|session| &session["state"]).collect();
+            ensure!(states == vec!["Established"; count], "{} {tenant:?}: {states:?} in {said:#}", node.name);
+        }
+    }
+    let mut vteps = BTreeMap::new();
+    for node in members {
+        let addresses = ["ip", "-o", "-4", "address", "show", "dev", "lo"];
+        let addresses = world.lab.nodes().run(&node.router(), &addresses).await?;
+        let words = addresses.lines().filter_map(|line| line.split_whitespace().nth(3)?.split_once('/'));
+        let vtep = words.map(|(address, _)| address).find(|address| !address.starts_with("127."));
+        let vtep = vtep.with_context(|| format!("{}: a router without a VTEP: {addresses}", node.name))?;
+        vteps.insert(node.name.as_str(), vtep.to_owned());
+    }
+    let red = [RED.parse()?, RED_V6.parse()?];
+    let mut seen = 0;
+    for node in members {
+        let said = world.routers_say(&["routes", RED_TENANT, "--node", &node.name]).await?;
+        let held = said["held"].as_array().context("no routes")?;
+        for pool in red {
+            for (owner, block) in look::blocks(world, pool).await? {
+                let (from, next_hop) = if owner == node.name {
+                    ("node", None)
+                } else {
+                    ("fabric", Some(vteps[owner.as_str()].as_str()))
+                };
+                let is_it = |route: &&Value| {
+                    route["prefix"] == block.to_string()
+                        && route["from"] == from
+                        && next_hop.is_none_or(|vtep| route["nextHop"] == vtep)
+                };
+                ensure!(held.iter().any(|r| is_it(&r)), "{}: no {block} of {owner} in {said:#}", node.name);
+                seen += 1;
+            }
+        }
+        for pool in ["blue", "blue-v6"] {
+            for (_, block) in world.blocks(pool).await? {
+                let blues = held.iter().find(|route| route["prefix"] == block.to_string());
+                ensure!(blues.is_none(), "{}: blue's {block} is in red's VRF: {said:#}", node.name);
+            }
+        }
+    }
+    ensure!(seen >= 8, "{seen} blocks on two nodes are too few");
+    step!(
+        "the routers say by way of the controller: {} sessions stand, and {seen} routes of red are right",
+        sessions.len()
+    );
     Ok(())
 }
 

@@ -384,7 +384,7 @@ async fn nodes(world: &World) -> Result<()> {
         &[expected(
             "Underlay fabric",
             "SessionsDown",
-            &["1 of 2", "(AS 65100)", "spec.neighbors[].asn", "show bgp summary"],
+            &["1 of 2", "(AS 65100)", "spec.neighbors[].asn", "kubectl vni sessions"],
         )],
     )
     .await?;

@@ -26,6 +26,7 @@ use super::{
     diff::{self, Delta, Op, TenantRef},
     observed::Observed,
     parse::parse,
+    routes::{self, RouteState},
     sessions::{self, L3Vni, SessionState},
     version::{Daemon, Version, VersionError},
     vty::{Vty, VtyError},
@@ -34,6 +35,10 @@ use super::{
 /// How long bgpd and zebra may take to forget the routes of an L3VNI that was taken out, and how often zebra is asked.
 const FORGOTTEN: Duration = Duration::from_secs(5);
 const ASK: Duration = Duration::from_millis(50);
+
+/// Octets of the longest table of routes that is read, which are some twenty thousand routes. What goes beyond them has no
+/// limit: a fabric may announce as many as it likes.
+const LONGEST_TABLE: usize = 8 << 20;
 
 /// Why FRR as a whole could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -253,6 +258,19 @@ impl Driver {
         let mut bgpd = self.open(Daemon::Bgpd).await?;
         let json = ask(&mut bgpd, Daemon::Bgpd, command).await?;
         sessions::sessions(&json).map_err(|source| Error::Json { daemon: Daemon::Bgpd, command, source })
+    }
+
+    /// The routes of a VRF, IPv4 first.
+    pub async fn routes(&self, vrf: &str) -> Result<Vec<RouteState>, Error> {
+        let daemon = Daemon::Bgpd;
+        let mut bgpd = self.open(daemon).await?.at_most(LONGEST_TABLE);
+        let mut all = Vec::new();
+        for command in ["show bgp vrf VRF ipv4 unicast json", "show bgp vrf VRF ipv6 unicast json"] {
+            let json = ask(&mut bgpd, daemon, &command.replace("VRF", vrf)).await?;
+            let read = routes::routes(&json);
+            all.extend(read.map_err(|source| Error::Json { daemon, command, source })?);
+        }
+        Ok(all)
     }
 
     /// Every address that zebra knows of.

@@ -26,6 +26,8 @@ pub struct SessionState {
     pub uptime: Duration,
     /// Prefixes accepted, all families together.
     pub prefixes_received: u32,
+    /// Prefixes announced, all families together.
+    pub prefixes_sent: u32,
     /// How often it was established since the daemon started.
     pub established_count: u32,
 }
@@ -63,6 +65,8 @@ struct Peer {
     uptime_msec: u64,
     #[serde(default)]
     pfx_rcd: u32,
+    #[serde(default)]
+    pfx_snt: u32,
     #[serde(default)]
     connections_established: u32,
 }
@@ -106,9 +110,11 @@ pub fn sessions(json: &str) -> serde_json::Result<Vec<SessionState>> {
                     uptime: Duration::from_millis(if established { peer.uptime_msec } else { 0 }),
                     state: peer.state,
                     prefixes_received: 0,
+                    prefixes_sent: 0,
                     established_count: peer.connections_established,
                 });
                 session.prefixes_received += peer.pfx_rcd;
+                session.prefixes_sent += peer.pfx_snt;
             }
         }
     }

@@ -70,6 +70,16 @@ pub enum VtyError {
         /// What was asked.
         command: String,
     },
+    /// An answer that does not end.
+    #[error("{}: the answer to `{command}` has more than {octets} octets: ask FRR on the node", path.display())]
+    Long {
+        /// The socket.
+        path: PathBuf,
+        /// What was asked.
+        command: String,
+        /// The most that is taken.
+        octets: usize,
+    },
     /// An answer that is an error, to a question that has none.
     #[error("{}: `{command}` gave status {status}: {text}", path.display(), status = reply.status.0, text = reply.text.trim())]
     Refused {
@@ -89,6 +99,8 @@ pub struct Vty {
     reader: OwnedReadHalf,
     writer: OwnedWriteHalf,
     buffer: Vec<u8>,
+    /// Octets of the longest answer.
+    longest: usize,
 }
 
 impl Vty {
@@ -97,16 +109,23 @@ impl Vty {
         let stream = UnixStream::connect(path).await;
         let stream = stream.map_err(|source| VtyError::Io { path: path.to_owned(), source })?;
         let (reader, writer) = stream.into_split();
-        let mut vty = Self { path: path.to_owned(), reader, writer, buffer: Vec::new() };
+        let mut vty = Self { path: path.to_owned(), reader, writer, buffer: Vec::new(), longest: usize::MAX };
         vty.ask("enable").await?;
         Ok(vty)
     }
 
+    /// The same session, in which an answer of more octets is an error. It can be used no further then.
+    #[must_use]
+    pub fn at_most(self, longest: usize) -> Self {
+        Self { longest, ..self }
+    }
+
     /// One command and its answer, whatever that is.
     pub async fn command(&mut self, line: &str) -> Result<Reply, VtyError> {
-        let io = |source| VtyError::Io { path: self.path.clone(), source };
-        self.writer.write_all(&framed([line])).await.map_err(io)?;
-        reply(&self.path, &mut self.reader, &mut self.buffer, line).await
+        let Self { path, reader, writer, buffer, longest } = self;
+        let io = |source| VtyError::Io { path: path.clone(), source };
+        writer.write_all(&framed([line])).await.map_err(io)?;
+        reply(path, reader, (buffer, *longest), line).await
     }
 
     /// One question whose answer is its text; any other status than success is an error.
@@ -130,7 +149,7 @@ impl Vty {
             return Ok(replies);
         }
         let bytes = framed(lines.iter().copied());
-        let Self { path, reader, writer, buffer } = self;
+        let Self { path, reader, writer, buffer, longest } = self;
         // Both directions at once: a daemon that cannot write its answers stops reading.
         let write = async {
             let written = writer.write_all(&bytes).await;
@@ -138,7 +157,7 @@ impl Vty {
         };
         let read = async {
             for line in lines {
-                replies.push(reply(path, reader, buffer, line).await?);
+                replies.push(reply(path, reader, (buffer, *longest), line).await?);
             }
             Ok(())
         };
@@ -154,7 +173,7 @@ fn framed<'a>(lines: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
 async fn reply(
     path: &Path,
     reader: &mut OwnedReadHalf,
-    buffer: &mut Vec<u8>,
+    (buffer, longest): (&mut Vec<u8>, usize),
     command: &str,
 ) -> Result<Reply, VtyError> {
     let mut searched = 0;
@@ -162,6 +181,10 @@ async fn reply(
         if let Some((reply, used)) = take(buffer, searched) {
             buffer.drain(..used);
             return Ok(reply);
+        }
+        if buffer.len() > longest {
+            let command = shown(command).into_owned();
+            return Err(VtyError::Long { path: path.to_owned(), command, octets: longest });
         }
         // The mark may straddle two reads.
         searched = buffer.len().saturating_sub(3);
@@ -235,5 +258,17 @@ mod tests {
         assert!(error.to_string().contains("`bad question` gave status 1"), "{error}");
         drop(vty);
         server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_too_long_is_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("echo.vty");
+        tokio::spawn(echo(UnixListener::bind(&path).unwrap()));
+        let mut vty = Vty::connect(&path).await.unwrap().at_most(1000);
+        assert_eq!(vty.ask(&"a".repeat(900)).await.unwrap().len(), 900);
+        let error = vty.ask(&"b".repeat(1100)).await.unwrap_err().to_string();
+        assert!(error.contains("more than 1000 octets"), "{error}");
+        assert!(vty.buffer.len() <= 1000 + 1024, "{}", vty.buffer.len());
     }
 }

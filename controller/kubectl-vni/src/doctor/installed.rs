@@ -9,10 +9,11 @@ use super::{facts::Facts, finding::Finding};
 /// Our kinds.
 pub const DEFINITIONS: [&str; 2] = ["tenants.calico-vni.io", "underlays.calico-vni.io"];
 /// Our admission policies, with what each refuses.
-const POLICIES: [(&str, &str); 3] = [
+const POLICIES: [(&str, &str); 4] = [
     ("calico-vni-pool-annotations", "annotations of IPPools that are no VNI or no Tenant's name"),
     ("calico-vni-tenant-pools", "pods that name a pool of a Tenant that is not for their namespace"),
     ("calico-vni-marks", "changes of our Node labels and annotations by anybody but the controller"),
+    ("calico-vni-port-forward", "port-forwards to routers, which reach their nodes, for who may look alone"),
 ];
 /// The policy that knows the controller by its user name.
 const MARKS: &str = "calico-vni-marks";

@@ -179,14 +179,13 @@ fn sessions(plan: &Plan, underlay: &Underlay, away: u32, said: &[Said]) -> Optio
         sessions.configured,
         peers.join(", ")
     );
-    let vtysh = "ip netns exec calico-vni vtysh --vty_socket /var/run/frr/calico-vni";
     Some(
         Finding::problem(format!("Underlay {name}"), "SessionsDown", cause)
             .remedy(format!(
-                "compare spec.neighbors[].asn with the switch's own ASN, and the switch's neighbour with spec.asn {}; then cable and addresses. On the node, `OpenSent` or `Idle` with a notification is a wrong ASN, `Connect` or `Active` is no way to the neighbour",
+                "compare spec.neighbors[].asn with the switch's own ASN, and the switch's neighbour with spec.asn {}; then cable and addresses. `OpenSent` or `Idle` is a wrong ASN, `Connect` or `Active` is no way to the neighbour",
                 underlay.spec.asn
             ))
-            .command(format!("{vtysh} -c 'show bgp summary'        # on the node"))
+            .command("kubectl vni sessions        # which, and in what state")
             .command("ip netns exec calico-vni ip -br addr        # on the node: the uplink and its address")
             .command(format!("kubectl edit underlays.calico-vni.io {name}"))
             .fleeting(),
