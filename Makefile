@@ -5,7 +5,7 @@ CARGO ?= cargo
 TOOLS := target/tools/bin
 LAB := target/debug/lab
 
-.PHONY: help deps generate build images kube helm demo test test-unit test-e2e previous upgrade-e2e kind-e2e book fuzz bench-plan bench-fanout check fmt clippy deny generated advisories up down
+.PHONY: help deps generate build images kube helm demo test test-unit test-e2e previous upgrade-e2e kind-e2e kind-parts book fuzz bench-plan bench-fanout check fmt clippy deny generated advisories up down
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
@@ -38,10 +38,15 @@ up: deps kube build ## the lab, until Ctrl-C, to look around in
 down: ## stop a lab that was left behind
 	@$(LAB) down
 
-test: deps kube helm ## everything: unit, golden, property, kernel, real API server, and the lab's scenarios (needs root)
+test: deps kube helm ## everything: unit, golden, property, kernel, real API server, the lab's scenarios, kind unless KIND=0 (needs root)
 	@$(CARGO) test --workspace
 	@$(LAB) test
 	@LAB_CALICO_API=v1 $(LAB) test withdraw     # once more where Calico's kinds are in its older group
+ifeq ($(KIND),0)
+	@echo 'kind: left out, by KIND=0: chart and images were not tried on real kubelets'
+else
+	@$(MAKE) --no-print-directory kind-e2e
+endif
 
 # The parts of it name the whole workspace too, so that all share one build.
 test-unit: ## of these, unit, golden and property tests: no privilege, under a minute when built
@@ -62,12 +67,14 @@ previous: ## controller and agent of the version before this one, from the histo
 upgrade-e2e: deps kube build previous ## the lab's upgrade: from the version before this one and back, with tenants in use (needs root)
 	@$(LAB) test upgrade
 
-kind-e2e: helm ## the chart on real kubelets: install, rights, leader, upgrade, uninstall, in a kind cluster by podman (needs root)
+kind-e2e: kind-parts ## the chart on real kubelets: install, rights, leader, upgrade, uninstall, in a kind cluster by podman (needs root)
+	@$(LAB) kind test
+
+kind-parts: helm
 	@KIND=1 e2e/deps.sh
 	@e2e/kind/build.sh
 	@$(CARGO) build --workspace --bins
 	@. e2e/kind/env.sh && deploy/images/build.sh dev && e2e/kind/node.sh
-	@$(LAB) kind test
 
 book: $(TOOLS)/mdbook ## README.md and docs/ as a book, in target/book/html
 	@docs/book.sh

@@ -6,7 +6,8 @@ set -euo pipefail
 needs='ip:iproute2 nft:nftables iptables:iptables faketime:faketime ping:iputils-ping bird:bird vtysh:frr qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs
 depmod:kmod unshare:util-linux cc:build-essential git:git sysctl:procps'
 # What `make kind-e2e` needs besides.
-[ -z "${KIND:-}" ] || needs="$needs podman:podman netavark:netavark aardvark-dns:aardvark-dns runc:runc conmon:conmon iptables:iptables"
+KIND=${KIND:-0}
+[ "$KIND" = 0 ] || needs="$needs podman:podman netavark:netavark aardvark-dns:aardvark-dns runc:runc conmon:conmon iptables:iptables"
 
 PATH=$PATH:/usr/sbin:/sbin:/usr/lib/frr:/usr/lib/podman
 missing=() packages=()
@@ -37,7 +38,7 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 # kind mounts it into its nodes, also where the kernel has no modules.
-[ -z "${KIND:-}" ] || mkdir -p /lib/modules
+[ "$KIND" = 0 ] || mkdir -p /lib/modules
 
 lacking=()
 command -v cargo >/dev/null || lacking+=("cargo (rustup, https://rustup.rs; the toolchain is pinned in rust-toolchain.toml)")

@@ -128,17 +128,6 @@ impl Cluster {
         ];
         self.kubectl(&args).await
     }
-
-    /// How a person gets into the namespaces of this run.
-    pub fn tell_how_to_reach(&self) {
-        let pid = std::process::id();
-        step!(
-            "kind: the cluster stays up until Ctrl-C. From another terminal, in {}: find the process of `lab kind inside` \
-             (here {pid}), then `. e2e/kind/env.sh; nsenter -t PID -m -n -p {}/kubectl get pods -A`",
-            paths::checkout().display(),
-            self.tools.display()
-        );
-    }
 }
 
 /// Deletes it.

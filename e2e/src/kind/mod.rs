@@ -110,7 +110,9 @@ async fn play(cluster: &Cluster, stay: bool) -> Result<()> {
     processes::capabilities(cluster).await?;
     fabric::tenant(cluster, "red", 1001, "10.200.0.0/16").await?;
     if stay {
-        cluster.tell_how_to_reach();
+        step!(
+            "kind: the cluster stays up until Ctrl-C; from another terminal: e2e/kind/in.sh kubectl get pods -A"
+        );
         std::future::pending::<()>().await;
     }
     leader::hand_over(cluster).await?;
