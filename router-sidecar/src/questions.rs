@@ -100,15 +100,15 @@ mod tests {
 
     use super::*;
 
-    async fn refusal(frr: Driver, about: Option<question::About>) -> String {
-        let answer = answer(frr, None, wire::Question { id: 7, about }).await;
+    async fn refusal(frr: Driver, about: impl Into<Option<question::About>>) -> String {
+        let answer = answer(frr, None, wire::Question { id: 7, about: about.into() }).await;
         assert_eq!(answer.id, 7);
         let Some(answer::About::Refused(why)) = answer.about else { panic!("{answer:?}") };
         why
     }
 
-    fn about_sessions() -> Option<question::About> {
-        Some(question::About::Sessions(wire::AboutSessions {}))
+    fn about_sessions() -> question::About {
+        question::About::Sessions(wire::AboutSessions {})
     }
 
     #[tokio::test(start_paused = true)]
@@ -127,7 +127,7 @@ mod tests {
     async fn what_cannot_be_answered_is_told_in_words() {
         let nowhere = || Driver::new("/nonexistent".into());
         let routes = question::About::Routes(wire::AboutRoutes { tenant: "red".into() });
-        assert_eq!(refusal(nowhere(), Some(routes)).await, "it carries no Tenant `red`");
+        assert_eq!(refusal(nowhere(), routes).await, "it carries no Tenant `red`");
         let newer = refusal(nowhere(), None).await;
         assert!(newer.contains("does not know this question"), "{newer}");
     }

@@ -47,15 +47,12 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 
 /// A span of time by its two largest units, as kubectl tells ages.
 pub fn span(seconds: u64) -> String {
-    let parts =
-        [(seconds / 86_400, "d"), (seconds / 3_600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
-    let first = parts.iter().position(|(number, _)| *number > 0).unwrap_or(parts.len() - 1);
-    parts[first..]
-        .iter()
-        .take(2)
-        .filter(|(number, _)| *number > 0)
-        .map(|(number, unit)| format!("{number}{unit}"))
-        .collect()
+    match (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, minutes) => format!("{minutes}m{}s", seconds % 60),
+        (0, hours, minutes) => format!("{hours}h{minutes}m"),
+        (days, hours, _) => format!("{days}d{hours}h"),
+    }
 }
 
 /// Columns as kubectl prints them: as wide as their widest cell, three spaces apart.
@@ -101,7 +98,7 @@ mod tests {
     #[test]
     fn a_span_has_two_units_at_most() {
         let spans = [0, 7, 60, 61, 3_600, 3_661, 90_000, 86_400 * 12 + 59];
-        assert_eq!(spans.map(span), ["", "7s", "1m", "1m1s", "1h", "1h1m", "1d1h", "12d"]);
+        assert_eq!(spans.map(span), ["0s", "7s", "1m0s", "1m1s", "1h0m", "1h1m", "1d1h", "12d0h"]);
     }
 
     #[test]

@@ -87,15 +87,11 @@ impl<T> Told<T> {
 impl Router {
     /// What a table cannot say: who did not answer, and what was left out. Empty where there is nothing to say.
     pub fn notes(routers: &[Self]) -> String {
-        let mut notes = String::new();
-        for Self { node, refused, more, .. } in routers {
-            match refused {
-                Some(why) => notes.extend(["NO ANSWER from ", node, ": ", why, "\n"]),
-                None if *more > 0 => notes.push_str(&format!("{node}: and {more} more\n")),
-                None => {}
-            }
-        }
-        notes
+        let note = |Self { node, refused, more, .. }: &Self| match refused {
+            Some(why) => Some(format!("NO ANSWER from {node}: {why}\n")),
+            None => (*more > 0).then(|| format!("{node}: and {more} more\n")),
+        };
+        routers.iter().filter_map(note).collect::<Vec<_>>().concat()
     }
 }
 

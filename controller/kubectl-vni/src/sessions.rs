@@ -20,7 +20,7 @@ use crate::{
 
 /// The answer.
 #[derive(Debug, Serialize)]
-struct Sessions {
+struct Answer {
     /// Where it is from.
     source: &'static str,
     fabric: Vec<Fabric>,
@@ -91,23 +91,23 @@ pub async fn run(arguments: &SessionsArguments) -> anyhow::Result<ExitCode> {
     }
     let nodes = plan.nodes.values().filter(|node| node.underlay.is_some()).map(|node| &node.node);
     let nodes: Vec<String> = nodes.filter(named).cloned().collect();
-    let mut sessions = Sessions::of(&snapshot);
+    let mut answer = Answer::of(&snapshot);
     let mut failed = None;
     if let Some(cluster) = cluster.filter(|_| !arguments.asking.no_ask && !nodes.is_empty()) {
         match routers::sessions(&cluster, &arguments.asking, nodes).await {
-            Ok(told) => sessions.add(told),
+            Ok(told) => answer.add(told),
             Err(error) => failed = Some(error),
         }
     }
-    output::print(&output::render(&sessions, arguments.output, || sessions.text())?)?;
+    output::print(&output::render(&answer, arguments.output, || answer.text())?)?;
     match failed {
         Some(error) => Err(unasked(error)),
-        None if sessions.are_well() => Ok(ExitCode::SUCCESS),
+        None if answer.is_well() => Ok(ExitCode::SUCCESS),
         None => Ok(ExitCode::from(WRONG)),
     }
 }
 
-impl Sessions {
+impl Answer {
     fn of(snapshot: &Snapshot) -> Self {
         let mut fabric: Vec<Fabric> = snapshot.underlays.iter().map(Fabric::of).collect();
         fabric.sort_by(|a, b| a.underlay.cmp(&b.underlay));
@@ -124,7 +124,7 @@ impl Sessions {
             Some(told.entries.into_iter().map(|(node, session)| Session::of(node, session)).collect());
     }
 
-    fn are_well(&self) -> bool {
+    fn is_well(&self) -> bool {
         let silent = |router: &Router| !router.admitted.is_empty() && router.tenant_prefixes == Some(0);
         self.fabric.iter().all(|fabric| fabric.established >= fabric.configured)
             && !self.tenants.iter().any(silent)
@@ -194,7 +194,11 @@ impl Sessions {
                 session.peer.clone(),
                 session.asn.to_string(),
                 session.state.clone(),
-                output::span(session.uptime_seconds),
+                if session.state == ESTABLISHED {
+                    output::span(session.uptime_seconds)
+                } else {
+                    String::new()
+                },
                 session.prefixes_received.to_string(),
                 session.prefixes_sent.to_string(),
             ]);
@@ -258,13 +262,13 @@ mod tests {
 
     use super::*;
 
-    fn asked(told: Told<wire::BgpSession>) -> Sessions {
+    fn asked(told: Told<wire::BgpSession>) -> Answer {
         let world = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/world/well.yaml"));
         let snapshot = Snapshot::from_objects(input::files(&[world]).unwrap()).unwrap();
-        let mut sessions = Sessions::of(&snapshot);
-        assert!(sessions.are_well());
-        sessions.add(told);
-        sessions
+        let mut answer = Answer::of(&snapshot);
+        assert!(answer.is_well());
+        answer.add(told);
+        answer
     }
 
     fn session(node: &str, tenant: &str, peer: &str, state: &str) -> (String, wire::BgpSession) {
@@ -300,14 +304,14 @@ mod tests {
     #[test]
     fn each_session_is_told_by_its_router() {
         let sessions = asked(all());
-        assert!(sessions.are_well(), "blue has no pool of IPv6");
+        assert!(sessions.is_well(), "blue has no pool of IPv6");
         let text = sessions.text();
         let expected = "
 IN THE ROUTERS
 NODE   TENANT   VRF        NEIGHBOR         AS      STATE         UP     RECEIVED   SENT
 n1     -        -          192.0.2.1        64512   Established   1h1m   2          1
 n1     blue     vrf-blue   169.254.192.4    64512   Established   1h1m   2          1
-n1     blue     vrf-blue   fd9c:76e1:1::4   64512   Active        1h1m   2          1
+n1     blue     vrf-blue   fd9c:76e1:1::4   64512   Active        -      2          1
 n1     red      vrf-red    169.254.192.2    64512   Established   1h1m   2          1
 n2     -        -          192.0.2.1        64512   Established   1h1m   2          1
 n2     red      vrf-red    169.254.192.2    64512   Established   1h1m   2          1
@@ -322,13 +326,13 @@ By the statuses of Tenants and Underlays and the labels of Nodes, and what the r
         for index in [0, 1, 5] {
             let mut told = all();
             told.entries[index].1.state = "Active".into();
-            assert!(!asked(told).are_well(), "{index}");
+            assert!(!asked(told).is_well(), "{index}");
         }
         let mut told = all();
         told.routers[1].refused = Some("its agent is not connected".into());
         told.entries.truncate(4);
         let sessions = asked(told);
-        assert!(!sessions.are_well());
+        assert!(!sessions.is_well());
         assert!(
             sessions.text().contains("NO ANSWER from n2: its agent is not connected\n"),
             "{}",

@@ -45,8 +45,13 @@ pub(super) struct Line {
     questions: mpsc::Sender<wire::Question>,
     /// Held by who asks.
     turn: tokio::sync::Mutex<u64>,
-    /// The question that is waited for, and who waits.
-    waits: Mutex<Option<(u64, oneshot::Sender<Result<wire::Answer, Unanswered>>)>>,
+    waits: Mutex<Option<Waiting>>,
+}
+
+/// Who waits for the answer to the last question.
+struct Waiting {
+    id: u64,
+    tell: oneshot::Sender<Result<wire::Answer, Unanswered>>,
 }
 
 impl Line {
@@ -54,7 +59,7 @@ impl Line {
         let mut last = self.turn.lock().await;
         *last += 1;
         let (tell, told) = oneshot::channel();
-        *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = Some((*last, tell));
+        *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = Some(Waiting { id: *last, tell });
         let question = wire::Question { id: *last, about: Some(about) };
         self.questions.send(question).await.map_err(|_| Unanswered::Away)?;
         match told.await.map_err(|_| Unanswered::Away)??.about {
@@ -67,7 +72,7 @@ impl Line {
 
     fn answered(&self, answer: wire::Answer) {
         let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((_, tell)) = waits.take_if(|(id, _)| *id == answer.id) else {
+        let Some(Waiting { tell, .. }) = waits.take_if(|waiting| waiting.id == answer.id) else {
             debug!(id = answer.id, "an answer that nobody waits for");
             return;
         };

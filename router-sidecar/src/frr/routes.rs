@@ -23,12 +23,12 @@ pub struct RouteState {
 #[derive(Deserialize)]
 struct Table {
     #[serde(default)]
-    routes: BTreeMap<IpNet, Vec<Path>>,
+    routes: BTreeMap<IpNet, Vec<Entry>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Path {
+struct Entry {
     #[serde(default)]
     bestpath: bool,
     #[serde(default)]
@@ -54,19 +54,19 @@ pub fn routes(json: &str) -> serde_json::Result<Vec<RouteState>> {
         return Ok(Vec::new());
     }
     let table: Table = serde_json::from_str(json)?;
-    let of_prefix = |(prefix, paths): (IpNet, Vec<Path>)| {
-        paths.into_iter().map(move |path| RouteState {
+    let of_prefix = |(prefix, entries): (IpNet, Vec<Entry>)| {
+        entries.into_iter().map(move |entry| RouteState {
             prefix,
             // An IPv6 route from an IPv4 VTEP has it as ::ffff:10.255.0.2.
-            next_hop: path
+            next_hop: entry
                 .nexthops
                 .iter()
                 .find(|hop| hop.used)
                 .and_then(|hop| hop.ip)
                 .map(|ip| ip.to_canonical()),
-            peer: path.peer_id.parse().ok(),
-            best: path.bestpath || path.multipath,
-            path: path.path,
+            peer: entry.peer_id.parse().ok(),
+            best: entry.bestpath || entry.multipath,
+            path: entry.path,
         })
     };
     Ok(table.routes.into_iter().flat_map(of_prefix).collect())
