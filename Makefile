@@ -4,8 +4,9 @@ SHELL := /bin/bash
 CARGO ?= cargo
 TOOLS := target/tools/bin
 LAB := target/debug/lab
+ROUTER_IMAGE ?= ghcr.io/calico-vni/calico-vni-router:$(shell sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: help deps generate build images kube helm demo test test-unit test-e2e previous upgrade-e2e kind-e2e kind-parts book fuzz bench-plan bench-fanout check fmt clippy deny generated advisories up down
+.PHONY: help deps generate build images kube helm demo test test-unit test-e2e previous upgrade-e2e kind-e2e image-e2e kind-parts book fuzz bench-plan bench-fanout check fmt clippy deny generated advisories up down
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
@@ -45,7 +46,7 @@ test: deps kube helm ## everything: unit, golden, property, kernel, real API ser
 ifeq ($(KIND),0)
 	@echo 'kind: left out, by KIND=0: chart and images were not tried on real kubelets'
 else
-	@$(MAKE) --no-print-directory kind-e2e
+	@$(MAKE) --no-print-directory kind-e2e image-e2e
 endif
 
 # The parts of it name the whole workspace too, so that all share one build.
@@ -69,6 +70,9 @@ upgrade-e2e: deps kube build previous ## the lab's upgrade: from the version bef
 
 kind-e2e: kind-parts ## the chart on real kubelets: install, rights, leader, upgrade, uninstall, in a kind cluster by podman (needs root)
 	@$(LAB) kind test
+
+image-e2e: deps kube kind-parts ## the main job with routers in the image that is shipped, with its FRR 10.3 (needs root)
+	@. e2e/kind/env.sh && ROUTER_IMAGE=$(ROUTER_IMAGE) $(LAB) demo
 
 kind-parts: helm
 	@KIND=1 e2e/deps.sh
