@@ -55,6 +55,11 @@ pub fn span(seconds: u64) -> String {
     }
 }
 
+/// Without what a terminal would obey: some of what is printed is an agent's own words.
+pub fn tame(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
 /// Columns as kubectl prints them: as wide as their widest cell, three spaces apart.
 #[derive(Clone, Debug)]
 pub struct Table {
@@ -69,7 +74,7 @@ impl Table {
 
     /// Adds a row.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.map(|cell| if cell.is_empty() { "-".to_owned() } else { cell }).to_vec());
+        self.rows.push(cells.map(|cell| if cell.is_empty() { "-".to_owned() } else { tame(&cell) }).to_vec());
     }
 
     /// Whether it has no row.
@@ -106,6 +111,10 @@ mod tests {
         let mut table = Table::new(["NAME", "VNI"]);
         table.row(["a-long-name".into(), String::new()]);
         table.row(["b".into(), "1001".into()]);
-        assert_eq!(table.to_string(), "NAME          VNI\na-long-name   -\nb             1001\n");
+        table.row(["\u{1b}[2J".into(), "1\n2".into()]);
+        assert_eq!(
+            table.to_string(),
+            "NAME          VNI\na-long-name   -\nb             1001\n [2J          1 2\n"
+        );
     }
 }

@@ -29,6 +29,7 @@ use tower::service_fn;
 use crate::{
     cli::Asking,
     input::{Cluster, said},
+    output::tame,
 };
 
 /// Names of the controller's Lease and Service, and of the ConfigMap with the certificates of its authority.
@@ -88,7 +89,7 @@ impl Router {
     /// What a table cannot say: who did not answer, and what was left out. Empty where there is nothing to say.
     pub fn notes(routers: &[Self]) -> String {
         let note = |Self { node, refused, more, .. }: &Self| match refused {
-            Some(why) => Some(format!("NO ANSWER from {node}: {why}\n")),
+            Some(why) => Some(format!("NO ANSWER from {node}: {}\n", tame(why))),
             None => (*more > 0).then(|| format!("{node}: and {more} more\n")),
         };
         routers.iter().filter_map(note).collect::<Vec<_>>().concat()
