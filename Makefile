@@ -6,7 +6,7 @@ TOOLS := target/tools/bin
 LAB := target/debug/lab
 ROUTER_IMAGE ?= ghcr.io/calico-vni/calico-vni-router:$(shell sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: help deps generate build images kube helm demo test test-unit test-e2e previous upgrade-e2e kind-e2e image-e2e kind-parts book fuzz bench-plan bench-fanout check fmt clippy deny generated advisories up down
+.PHONY: help deps generate build images kube helm demo test test-unit test-e2e previous upgrade-e2e kind-e2e image-e2e kind-parts book fuzz fuzz-router fuzz-planner bench-plan bench-fanout check fmt clippy deny generated advisories up down
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
@@ -59,8 +59,14 @@ test-e2e: deps kube ## of these, the lab's scenarios
 
 FUZZ_CASES ?= 1000000
 fuzz: ## a million cases each of what a controller could send and of what people could write (FUZZ_CASES=… for fewer)
-	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test -p calico-vni-router --lib fuzz
-	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test -p calico-vni-planner --test fuzz
+	@$(CARGO) test --profile fuzz -p calico-vni-router -p calico-vni-planner --lib --test fuzz --no-run
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target fuzz-router fuzz-planner
+
+fuzz-router:
+	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test --profile fuzz -p calico-vni-router -p calico-vni-planner --lib fuzz
+
+fuzz-planner:
+	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test --profile fuzz -p calico-vni-router -p calico-vni-planner --test fuzz
 
 previous: ## controller and agent of the version before this one, from the history, into target/previous
 	@e2e/previous/build.sh

@@ -2,8 +2,9 @@
 //! `cargo bench -p calico-vni-controller --bench fanout -- --sizes 500,1000`.
 //!
 //! The controller's own planner, publisher and gRPC server run in this process, without an API server; the agents run in
-//! another one, each with a connection of its own over loopback, decode what they get, and answer as real ones do. What is
-//! printed is measured here: from a Tenant's change (what a reflector would tell) to the last affected agent's word.
+//! another one, each with a connection of its own over loopback and TLS, check whom they talk to, decode what they get, and
+//! answer as real ones do. Their tokens are looked at here, where the real controller asks the API server. What is printed is
+//! measured here: from a Tenant's change (what a reflector would tell) to the last affected agent's word.
 
 use std::{
     collections::BTreeMap,
@@ -18,17 +19,26 @@ use std::{
 
 use calico_vni_controller::{
     agents::Agents,
-    grpc::{self, Access, Gate},
+    grpc::{self, AGE, Access, Gate, door::Door},
     publish::Publisher,
+    rollout::{Input, Rollouts},
     runtime::GATHER,
 };
-use calico_vni_planner::{Snapshot, plan, simulate};
+use calico_vni_identity::{
+    SERVER_NAME,
+    authority::Authority,
+    serving::Certificate,
+    token::{Denied, Proof},
+};
+use calico_vni_planner::{Plan, Snapshot, plan, simulate};
 use calico_vni_proto::{
     codec::{Codec as _, Digest},
-    model::NodeConfig,
+    model::{NodeConfig, Tenant},
     wire::{self, from_agent, from_controller, router_client::RouterClient},
 };
 use clap::Parser;
+use futures::future::BoxFuture;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
@@ -36,6 +46,10 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::{
+    Request,
+    transport::{self, ClientTlsConfig, Endpoint},
+};
 
 /// Changes of one tenant that are measured, one after the other.
 const CHANGES: usize = 40;
@@ -53,8 +67,8 @@ struct Args {
     /// Tenants on each node.
     #[arg(long, default_value_t = 20)]
     each: usize,
-    /// Play the agents: that many, against the controller at this address.
-    #[arg(long, num_args = 2, hide = true)]
+    /// Play the agents: that many, against the controller at this address, which this authority speaks for.
+    #[arg(long, num_args = 3, hide = true)]
     agents: Option<Vec<String>>,
     /// `cargo bench` adds it.
     #[arg(long, hide = true)]
@@ -64,9 +78,9 @@ struct Args {
 fn main() {
     let args = Args::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    if let Some(agents) = &args.agents {
-        let number = agents[1].parse().expect("a number of agents");
-        return runtime.block_on(play_agents(agents[0].clone(), number));
+    if let Some([address, number, authority]) = args.agents.as_deref() {
+        let number = number.parse().expect("a number of agents");
+        return runtime.block_on(play_agents(&endpoint(address, authority), number));
     }
     println!("{} tenants, {} on each node; times in ms", args.tenants, args.each);
     println!(
@@ -136,12 +150,29 @@ fn cluster(tenants: usize, each: usize, nodes: usize) -> Snapshot {
     Snapshot::from_objects(objects).expect("well-formed objects")
 }
 
+/// Whoever has a token of this kind has it from nobody but the node itself.
+struct Simulated;
+
+impl Proof for Simulated {
+    fn node_of<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<String, Denied>> {
+        let node = token.strip_prefix(TOKEN).map(str::to_owned);
+        Box::pin(std::future::ready(node.ok_or(Denied::NotBound)))
+    }
+
+    fn viewer<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), Denied>> {
+        Box::pin(std::future::ready(Err(Denied::NotBound)))
+    }
+}
+
+/// Begins a simulated token; the node's name follows.
+const TOKEN: &str = "token-of-";
+
 async fn measure(args: &Args, size: usize) {
     let mut snapshot = cluster(args.tenants, args.each, size);
     // What the agents of a settled cluster have said: every node carries what it should.
     for n in 0..size {
         let agent = calico_vni_planner::snapshot::Agent { frr_running: true, ..Default::default() };
-        snapshot.agents.insert(name(n), agent);
+        snapshot.agents.insert(name(n), agent.into());
     }
     let (mut snapshot, settled) = simulate::settle(&snapshot).expect("the plan comes to rest");
     let carried: usize = settled.nodes.values().map(|config| config.tenants.len()).sum();
@@ -157,15 +188,21 @@ async fn measure(args: &Args, size: usize) {
     let changed = Arc::new(Notify::new());
     let shutdown = CancellationToken::new();
     let agents = Agents::new(Arc::clone(&changed), shutdown.clone(), Arc::default());
-    let mut publisher = Publisher::default();
-    publisher.publish(&settled, &settled.nodes, &agents);
+    let mut offering = Offering::default();
+    offering.offer(&settled, &agents);
     let gate = watch::Sender::new(Gate::Open(Arc::clone(&agents)));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
-    let server = tokio::spawn(grpc::serve(listener, gate.subscribe(), Access::plain(), shutdown.clone()));
+    let authority = Authority::new(Timestamp::now()).expect("an authority");
+    let certificate = Certificate::none();
+    let leaf = authority.issue(&[SERVER_NAME.to_owned()], Timestamp::now()).expect("a certificate");
+    certificate.set(leaf).expect("it can be used");
+    let access =
+        Access { certificate: Some(certificate), door: Door::guarded(Arc::new(Simulated)), age: AGE };
+    let server = tokio::spawn(grpc::serve(listener, gate.subscribe(), access, shutdown.clone()));
 
     let started = Instant::now();
-    let mut children = Played::start(&address, size);
+    let mut children = Played::start(&address, size, &authority.bundle());
     let storm = in_step(&agents, &changed, size, started).await;
     let before = children.bytes();
 
@@ -188,7 +225,7 @@ async fn measure(args: &Args, size: usize) {
         let plan = plan(&snapshot);
         planning.push(planned.elapsed());
         let published = Instant::now();
-        publisher.publish(&plan, &plan.nodes, &agents);
+        offering.offer(&plan, &agents);
         publishing.push(published.elapsed());
         whole.push(in_step(&agents, &changed, size, started).await);
     }
@@ -206,6 +243,23 @@ async fn measure(args: &Args, size: usize) {
     shutdown.cancel();
     children.end();
     server.await.expect("the server does not panic").expect("the server ends well");
+}
+
+/// What a plan becomes before agents are offered it.
+#[derive(Default)]
+struct Offering {
+    rollouts: Rollouts,
+    publisher: Publisher,
+}
+
+impl Offering {
+    fn offer(&mut self, plan: &Plan, agents: &Agents) {
+        // With stages it would be measured how long agents take.
+        let shares = BTreeMap::from([("fabric".to_owned(), 100)]);
+        let input = Input { wanted: &plan.nodes, heard: &agents.heard(), shares: &shares };
+        let configs = self.rollouts.advance(&input, tokio::time::Instant::now());
+        self.publisher.publish(plan, &configs, agents);
+    }
 }
 
 /// Waits until all agents hold and have acknowledged what they are offered, and returns the time since `started`.
@@ -243,10 +297,10 @@ fn resident_mb() -> u64 {
 struct Played(Child);
 
 impl Played {
-    fn start(address: &str, size: usize) -> Self {
+    fn start(address: &str, size: usize, authority: &str) -> Self {
         let program = std::env::current_exe().expect("this program's path");
         let child = Command::new(program)
-            .args(["--agents", address, &size.to_string()])
+            .args(["--agents", address, &size.to_string(), authority])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -268,10 +322,17 @@ impl Played {
     }
 }
 
-async fn play_agents(address: String, number: usize) {
+fn endpoint(address: &str, authority: &str) -> Endpoint {
+    let authority = transport::Certificate::from_pem(authority);
+    let tls = ClientTlsConfig::new().ca_certificate(authority).domain_name(SERVER_NAME);
+    let endpoint = Endpoint::from_shared(format!("https://{address}")).expect("an address");
+    endpoint.tls_config(tls).expect("an authority")
+}
+
+async fn play_agents(endpoint: &Endpoint, number: usize) {
     let bytes = Arc::new(AtomicU64::new(0));
     for n in 0..number {
-        tokio::spawn(play_agent(address.clone(), name(n), Arc::clone(&bytes)));
+        tokio::spawn(play_agent(endpoint.clone(), name(n), Arc::clone(&bytes)));
     }
     let answer = tokio::task::spawn_blocking(move || {
         for _ in std::io::stdin().lock().lines() {
@@ -281,9 +342,9 @@ async fn play_agents(address: String, number: usize) {
     answer.await.expect("reading does not panic");
 }
 
-async fn play_agent(address: String, node: String, bytes: Arc<AtomicU64>) {
+async fn play_agent(endpoint: Endpoint, node: String, bytes: Arc<AtomicU64>) {
     loop {
-        if let Err(error) = stream(&address, &node, &bytes).await {
+        if let Err(error) = stream(&endpoint, &node, &bytes).await {
             eprintln!("{node}: {error}");
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
@@ -291,45 +352,53 @@ async fn play_agent(address: String, node: String, bytes: Arc<AtomicU64>) {
 }
 
 async fn stream(
-    address: &str,
+    endpoint: &Endpoint,
     node: &str,
     bytes: &AtomicU64,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}"))?.connect().await?;
-    let mut client = RouterClient::new(channel).max_decoding_message_size(32 << 20);
+    let mut client = RouterClient::new(endpoint.connect().await?).max_decoding_message_size(32 << 20);
     let (say, said) = mpsc::channel(4);
     let message = |message| wire::FromAgent { message: Some(message) };
     let hello = wire::Hello { node: node.to_owned(), version: "bench".into(), ..Default::default() };
     say.send(message(from_agent::Message::Hello(hello))).await?;
-    let health = wire::Health { frr_running: true, ..Default::default() };
-    say.send(message(from_agent::Message::Health(health))).await?;
-    let mut stream = client.sync(ReceiverStream::new(said)).await?.into_inner();
-    let mut held: BTreeMap<&str, (Digest, Vec<wire::TenantResult>)> = BTreeMap::new();
+    let mut request = Request::new(ReceiverStream::new(said));
+    request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}{node}").parse()?);
+    let mut stream = client.sync(request).await?.into_inner();
+    let (mut guard, mut config) = (None, None);
     while let Some(wire::FromController { message: Some(told) }) = stream.message().await? {
         match told {
             from_controller::Message::Guard(payload) => {
                 bytes.fetch_add(payload.body.len() as u64, Ordering::Relaxed);
-                held.insert("guard", (Digest::of(&payload.body), Vec::new()));
+                guard = Some(Digest::of(&payload.body));
             }
             from_controller::Message::Config(payload) => {
                 bytes.fetch_add(payload.body.len() as u64, Ordering::Relaxed);
-                let (digest, config) = NodeConfig::from_payload(&payload)?;
-                let result = |t: &calico_vni_proto::model::Tenant| wire::TenantResult {
-                    name: t.name.clone(),
-                    vni: t.vni,
-                    error: String::new(),
-                };
-                held.insert("config", (digest, config.tenants.iter().map(result).collect()));
+                config = Some(NodeConfig::from_payload(&payload)?);
             }
             from_controller::Message::Question(_) => {}
         }
-        if let (Some((guard, _)), Some((config, tenants))) = (held.get("guard"), held.get("config")) {
+        if let (Some(guard), Some((digest, config))) = (guard, &config) {
+            let result =
+                |t: &Tenant| wire::TenantResult { name: t.name.clone(), vni: t.vni, ..Default::default() };
             let applied = wire::Applied {
                 guard_digest: guard.to_wire(),
-                config_digest: config.to_wire(),
-                tenants: tenants.clone(),
+                config_digest: digest.to_wire(),
+                tenants: config.tenants.iter().map(result).collect(),
             };
             say.send(message(from_agent::Message::Applied(applied))).await?;
+            let up = |tenant: &str, peer: String| wire::Session {
+                tenant: tenant.to_owned(),
+                peer,
+                established: true,
+                prefixes_received: 1,
+                ..Default::default()
+            };
+            let fabric = config.underlay.iter().flat_map(|underlay| &underlay.neighbors);
+            let fabric = fabric.map(|neighbor| up("", neighbor.address.to_string()));
+            let tenants = config.tenants.iter().map(|tenant| up(&tenant.name, tenant.host_v4.to_string()));
+            let sessions = fabric.chain(tenants).collect();
+            let health = wire::Health { frr_running: true, sessions, ..Default::default() };
+            say.send(message(from_agent::Message::Health(health))).await?;
         }
     }
     Ok(())

@@ -7,8 +7,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bytes::Bytes;
 use calico_vni_planner::snapshot::{Agent, AgentNotice, Session as BgpSession};
-use calico_vni_proto::{codec::Digest, wire};
+use calico_vni_proto::{
+    codec::{self, Digest},
+    wire::{self, from_controller::Message},
+};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -30,10 +34,19 @@ const VERSION_MAX: usize = 32;
 /// An encoded message with its digest, shared by all that are offered it.
 #[derive(Clone, Debug)]
 pub struct Offered {
-    /// Names the bytes.
+    /// Names the payload's body.
     pub digest: Digest,
-    /// As it goes over the wire.
-    pub payload: Arc<wire::Payload>,
+    /// As it goes over the wire, whole.
+    pub frame: Bytes,
+}
+
+impl Offered {
+    /// A payload with that body, in a message of that kind.
+    pub fn new(body: Vec<u8>, kind: fn(wire::Payload) -> Message) -> Self {
+        let digest = Digest::of(&body);
+        let payload = wire::Payload { digest: digest.to_wire(), body };
+        Self { digest, frame: codec::framed(kind(payload)).into() }
+    }
 }
 
 impl PartialEq for Offered {
@@ -112,7 +125,8 @@ struct Connected {
     ended: CancellationToken,
     /// By which it is asked questions; `None`: it takes none.
     line: Option<Arc<Line>>,
-    agent: Agent,
+    /// What it has said last; [`Agents::said`] adds what follows from the offers.
+    agent: Arc<Agent>,
     /// What stands on the node is known from its first result on, and whether FRR answers from its first health. Before
     /// both have come nothing is known of the node, and what stands for it has to stay.
     has_applied: bool,
@@ -163,7 +177,7 @@ impl Agents {
             offer,
             ended: ended.clone(),
             line: None,
-            agent: Agent::default(),
+            agent: Arc::default(),
             has_applied: false,
             health: Told::Never,
             held,
@@ -214,17 +228,21 @@ impl Agents {
 
     /// What the agents have said, for the planner. An agent that has not said yet what stands is left out, unless it
     /// has refused what is wanted.
-    pub fn said(&self) -> BTreeMap<String, Agent> {
+    pub fn said(&self) -> BTreeMap<String, Arc<Agent>> {
         let inner = self.lock();
         let said = inner.connected.iter().filter_map(|(node, connected)| {
-            let mut agent = connected.agent.clone();
             // A refusal counts as long as what was refused is still wanted.
-            agent.rejected = connected.rejected.as_ref().and_then(|(digest, reason)| {
+            let rejected = connected.rejected.as_ref().and_then(|(digest, reason)| {
                 let offer = inner.offers.get(node)?;
                 offer.names(*digest).then(|| reason.clone())
             });
-            agent.awaited = !connected.has_applied || connected.health == Told::Never;
-            (!agent.awaited || agent.rejected.is_some()).then(|| (node.clone(), agent))
+            let awaited = !connected.has_applied || connected.health == Told::Never;
+            let agent = match rejected {
+                None if awaited => return None,
+                None => Arc::clone(&connected.agent),
+                rejected => Arc::new(Agent { awaited, rejected, ..Agent::clone(&connected.agent) }),
+            };
+            Some((node.clone(), agent))
         });
         said.collect()
     }
@@ -348,9 +366,10 @@ impl Session {
         self.agents.metrics.applied(failed.is_empty());
         self.update(|connected| {
             connected.has_applied = true;
+            let agent = Arc::make_mut(&mut connected.agent);
             let offer = connected.offer.borrow().clone();
             if let Some(offer) = offer.as_ref().filter(|o| digest.is_some() && o.digest() == digest) {
-                connected.agent.asn = offer.asn;
+                agent.asn = offer.asn;
             }
             if connected.applied.map(|(_, config)| config) != digest && connected.health == Told::Since {
                 connected.health = Told::Before;
@@ -360,8 +379,8 @@ impl Session {
             if let Some(at) = connected.offered_at.take_if(|_| holds) {
                 self.agents.metrics.acknowledged(at.elapsed());
             }
-            connected.agent.programmed = programmed.into_iter().map(|t| (t.name, t.vni)).collect();
-            connected.agent.failed = failed.into_iter().map(|t| (t.name, t.error)).collect();
+            agent.programmed = programmed.into_iter().map(|t| (t.name, t.vni)).collect();
+            agent.failed = failed.into_iter().map(|t| (t.name, t.error)).collect();
             let taken = |d: &Digest| Some(*d) == digest || Some(*d) == guard;
             if connected.rejected.as_ref().is_some_and(|(refused, _)| taken(refused)) {
                 connected.rejected = None;
@@ -390,8 +409,9 @@ impl Session {
     pub fn health(&self, health: wire::Health) {
         self.update(|connected| {
             connected.health = if connected.has_applied { Told::Since } else { Told::Before };
-            connected.agent.frr_running = health.frr_running;
-            connected.agent.sessions = health
+            let agent = Arc::make_mut(&mut connected.agent);
+            agent.frr_running = health.frr_running;
+            agent.sessions = health
                 .sessions
                 .into_iter()
                 .map(|s| BgpSession {
@@ -401,7 +421,7 @@ impl Session {
                     prefixes_received: s.prefixes_received,
                 })
                 .collect();
-            connected.agent.notices = health
+            agent.notices = health
                 .notices
                 .into_iter()
                 .map(|n| AgentNotice {
@@ -411,7 +431,7 @@ impl Session {
                 })
                 .collect();
             // Its order means nothing.
-            connected.agent.sessions.sort_by(|a, b| (&a.tenant, &a.peer).cmp(&(&b.tenant, &b.peer)));
+            agent.sessions.sort_by(|a, b| (&a.tenant, &a.peer).cmp(&(&b.tenant, &b.peer)));
         });
     }
 
@@ -423,7 +443,7 @@ impl Session {
         };
         let state = |c: &Connected| {
             let config = c.applied.map(|(_, config)| config);
-            (c.has_applied, c.health, config, c.agent.clone(), c.rejected.clone())
+            (c.has_applied, c.health, config, Arc::clone(&c.agent), c.rejected.clone())
         };
         let before = state(connected);
         change(connected);

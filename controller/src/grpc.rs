@@ -2,6 +2,7 @@
 //! offered and asked comes from it; nothing is decided here. Beside it, on the same socket, the service for people.
 
 pub mod door;
+mod frames;
 mod operator;
 mod pace;
 #[cfg(test)]
@@ -10,19 +11,15 @@ mod tests;
 use std::{
     collections::VecDeque,
     hash::{BuildHasher as _, RandomState},
-    pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
+use bytes::Bytes;
 use calico_vni_identity::serving::{self, Certificate};
 use calico_vni_proto::{
-    codec::Digest,
-    wire::{
-        self, FromAgent, FromController, from_agent, from_controller,
-        operator_server::OperatorServer,
-        router_server::{Router, RouterServer},
-    },
+    codec::{Digest, framed},
+    wire::{self, FromAgent, from_agent, from_controller, operator_server::OperatorServer},
 };
 use futures::{Stream, stream};
 use tokio::{
@@ -32,10 +29,10 @@ use tokio::{
 };
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming, transport::Server};
+use tonic::{Request, Status, Streaming, transport::Server};
 use tracing::{debug, info};
 
-use self::{door::Door, operator::Desk, pace::Pace};
+use self::{door::Door, frames::Served, operator::Desk, pace::Pace};
 use crate::agents::{Agents, Offer, Offered, Session};
 
 /// Time for a new stream to say who it is.
@@ -45,8 +42,6 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest message from an agent, in octets: the results of some ten thousand tenants.
 const FROM_AGENT_MAX: usize = 4 << 20;
-/// Largest message to an agent, in octets: the guard of some hundred thousand pools.
-const TO_AGENT_MAX: usize = 32 << 20;
 /// Streams of one connection. An agent has one, and for a moment another.
 const STREAMS_MAX: u32 = 4;
 /// Messages of one agent. One that says more is read no faster, so that it waits and nobody else does.
@@ -102,9 +97,7 @@ pub async fn serve(
 ) -> Result<(), tonic::transport::Error> {
     let Access { certificate, door, age } = access;
     let desk = OperatorServer::new(Desk::new(gate.clone(), Arc::clone(&door), shutdown.clone()));
-    let service = RouterServer::new(Service { gate, door, age, shutdown: shutdown.clone() })
-        .max_decoding_message_size(FROM_AGENT_MAX)
-        .max_encoding_message_size(TO_AGENT_MAX);
+    let service = Served(Arc::new(Service { gate, door, age, shutdown: shutdown.clone() }));
     let router = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -143,16 +136,12 @@ impl Service {
             Some(Err(_)) | None => Err(Status::unavailable("the controller stops")),
         }
     }
-}
 
-#[tonic::async_trait]
-impl Router for Service {
-    type SyncStream = Pin<Box<dyn Stream<Item = Result<FromController, Status>> + Send>>;
-
+    /// A new stream: what is sent on it, message by message as it goes over the wire.
     async fn sync(
         &self,
         request: Request<Streaming<FromAgent>>,
-    ) -> Result<Response<Self::SyncStream>, Status> {
+    ) -> Result<impl Stream<Item = Bytes> + Send + use<>, Status> {
         let agents = self.agents().await?;
         let remote = request.remote_addr();
         let headers = request.metadata().clone();
@@ -181,9 +170,9 @@ impl Router for Service {
             fresh: true,
         };
         tokio::spawn(listen(session, inbound, Instant::now() + spread(self.age)));
-        Ok(Response::new(Box::pin(stream::unfold(outbound, |mut outbound| async {
-            outbound.next().await.map(|message| (Ok(message), outbound))
-        }))))
+        Ok(stream::unfold(outbound, |mut outbound| async {
+            outbound.next().await.map(|frame| (frame, outbound))
+        }))
     }
 }
 
@@ -252,22 +241,22 @@ struct Outbound {
     ended: CancellationToken,
     guard: Option<Digest>,
     config: Option<Digest>,
-    queue: VecDeque<FromController>,
+    queue: VecDeque<Bytes>,
     fresh: bool,
 }
 
 impl Outbound {
-    async fn next(&mut self) -> Option<FromController> {
+    async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if let Some(message) = self.queue.pop_front() {
-                return Some(message);
+            if let Some(frame) = self.queue.pop_front() {
+                return Some(frame);
             }
             if !std::mem::take(&mut self.fresh) {
                 tokio::select! {
                     () = self.ended.cancelled() => return None,
                     changed = self.offers.changed() => changed.ok()?,
                     Some(question) = next(&mut self.questions) => {
-                        return Some(FromController { message: Some(from_controller::Message::Question(question)) });
+                        return Some(framed(from_controller::Message::Question(question)).into());
                     }
                 }
             }
@@ -280,14 +269,13 @@ impl Outbound {
 
     /// The guard goes first: a node never carries a tenant that its guard does not know.
     fn enqueue(&mut self, offer: &Offer) {
-        fn take(held: &mut Option<Digest>, offered: &Offered) -> Option<wire::Payload> {
+        fn take(held: &mut Option<Digest>, offered: &Offered) -> Option<Bytes> {
             let new = held.replace(offered.digest) != Some(offered.digest);
-            new.then(|| wire::Payload::clone(&offered.payload))
+            new.then(|| offered.frame.clone())
         }
-        let guard = take(&mut self.guard, &offer.guard).map(from_controller::Message::Guard);
+        let guard = take(&mut self.guard, &offer.guard);
         let config = offer.config.as_ref().and_then(|config| take(&mut self.config, config));
-        let config = config.map(from_controller::Message::Config);
-        self.queue.extend([guard, config].into_iter().flatten().map(|m| FromController { message: Some(m) }));
+        self.queue.extend([guard, config].into_iter().flatten());
     }
 }
 

@@ -54,7 +54,7 @@ impl Linger {
             let (node, tenant) = pair;
             let leaves = snapshot.lingered.contains(pair)
                 && labelled.contains(&(node.clone(), tenant.as_str()))
-                && plan.labels.get(node).is_none_or(|wanted| !wanted.contains(tenant));
+                && plan.labels.get(node).is_none_or(|wanted| !wanted.contains(tenant.as_str()));
             plan.lingering.contains(pair) || leaves
         });
     }
@@ -89,7 +89,7 @@ mod tests {
     fn plan(lingers: bool, label: bool) -> Plan {
         let mut plan = Plan::default();
         plan.lingering.extend(lingers.then(pair));
-        plan.labels.insert("n1".to_owned(), label.then(|| "red".to_owned()).into_iter().collect());
+        plan.labels.insert("n1".to_owned(), label.then(|| "red".into()).into_iter().collect());
         plan
     }
 

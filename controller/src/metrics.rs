@@ -22,6 +22,7 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     apply::write::{Key, WriteError},
     grpc::{Gate, door::Door},
+    rollout::{Part, Told as Rollout},
 };
 
 /// Quarantined pools that are told by name; all of them are counted.
@@ -109,6 +110,12 @@ struct OfResult {
     result: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfRollout {
+    part: &'static str,
+    state: &'static str,
+}
+
 type Gauges<L> = Family<L, Gauge>;
 type Counters<L> = Family<L, Counter>;
 
@@ -133,6 +140,8 @@ pub struct Metrics {
     applied: Counters<OfResult>,
     rejected: Counter,
     acknowledge: Histogram,
+    rollouts: Gauges<OfRollout>,
+    rolling: Gauges<OfRollout>,
     told: Told,
 }
 
@@ -195,6 +204,14 @@ impl Default for Metrics {
                 "Time from a changed offer to the agent's word that it holds it",
                 Histogram::new(SECONDS),
             ),
+            rollouts: m.make(
+                "rollouts",
+                "Roll-outs by what changes (tenant, underlay, or node for what is not known) and state: running or stopped",
+            ),
+            rolling: m.make(
+                "rollout_nodes",
+                "Nodes of these, held back until their turn or trying what changes; one counts for each change that it waits for",
+            ),
             told: maker.done(),
         }
     }
@@ -246,6 +263,25 @@ impl Metrics {
         }
     }
 
+    /// How the roll-outs of changes stand.
+    pub fn rolling(&self, told: &[Rollout]) {
+        let _whole = self.told.hold();
+        self.rollouts.clear();
+        self.rolling.clear();
+        for Rollout { unit, stopped, held, trying, .. } in told {
+            let part = match unit.part {
+                Part::Tenant(_) => "tenant",
+                Part::Underlay => "underlay",
+                Part::Whole => "node",
+            };
+            let state = if *stopped { "stopped" } else { "running" };
+            self.rollouts.get_or_create(&OfRollout { part, state }).inc();
+            for (state, nodes) in [("held", held), ("trying", trying)] {
+                self.rolling.get_or_create(&OfRollout { part, state }).inc_by(number(*nodes));
+            }
+        }
+    }
+
     /// This controller leads no more: what it planned is not what holds now.
     pub fn rests(&self) {
         let _whole = self.told.hold();
@@ -254,6 +290,8 @@ impl Metrics {
         self.underlays.clear();
         self.quarantined.clear();
         self.pools.clear();
+        self.rollouts.clear();
+        self.rolling.clear();
     }
 
     /// What became of a write.
@@ -365,7 +403,10 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::agents::{Agents, tests::offer};
+    use crate::{
+        agents::{Agents, tests::offer},
+        rollout::Unit,
+    };
 
     fn served(gate: Gate) -> (Served, watch::Sender<Gate>, watch::Sender<bool>) {
         let (gate, leads) = (watch::Sender::new(gate), watch::Sender::new(true));
@@ -402,6 +443,11 @@ mod tests {
         }
     }
 
+    fn rollout(part: Part, stopped: bool) -> Rollout {
+        let unit = Unit { underlay: "fabric".to_owned(), part };
+        Rollout { unit, stopped, held: 7, trying: 1, message: String::new() }
+    }
+
     fn applied(config: &[u8], error: &str) -> wire::Applied {
         let digest = |body: &[u8]| calico_vni_proto::codec::Digest::of(body).to_wire();
         wire::Applied {
@@ -416,6 +462,7 @@ mod tests {
         let (served, gate, _) = served(Gate::Preparing { missing: String::new() });
         let m = Arc::clone(&served.metrics);
         m.planned(&plan([("p".to_owned(), "NatOutgoing"), ("q".to_owned(), "NatOutgoing")]));
+        m.rolling(&[rollout(Part::Tenant("red".to_owned()), true), rollout(Part::Underlay, false)]);
         m.pass(Duration::from_millis(7));
         m.stage(Stage::Plan, Duration::from_millis(3));
         let key = |op| Key { kind: "Node", name: "n1".to_owned(), op };
@@ -453,6 +500,11 @@ mod tests {
         assert_eq!(value("results_total", &[("result", "complete")]), Some(1.0));
         assert_eq!(value("acknowledge_duration_seconds_count", &[]), Some(1.0), "from offer to first word");
         assert_eq!(value("stage_duration_seconds_count", &[("stage", "plan")]), Some(1.0));
+        let rollout = |part, state| [("part", part), ("state", state)];
+        assert_eq!(value("rollouts", &rollout("tenant", "stopped")), Some(1.0));
+        assert_eq!(value("rollouts", &rollout("underlay", "running")), Some(1.0));
+        assert_eq!(value("rollout_nodes", &rollout("tenant", "held")), Some(7.0));
+        assert_eq!(value("rollout_nodes", &rollout("underlay", "trying")), Some(1.0));
         let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
         assert_documented(&docs, "Of the controller", &scrape);
     }
@@ -470,7 +522,9 @@ mod tests {
         assert_eq!(scrape(&served).series("calico_vni_controller_pool_quarantined"), []);
         assert_eq!(scrape(&served).series("calico_vni_controller_quarantined_pools"), []);
         assert_eq!(scrape(&served).series("calico_vni_controller_tenants").len(), 3);
+        served.metrics.rolling(&[rollout(Part::Underlay, false)]);
         served.metrics.rests();
+        assert_eq!(scrape(&served).series("calico_vni_controller_rollouts"), []);
         assert_eq!(scrape(&served).series("calico_vni_controller_tenants"), []);
 
         let versions = (0..30).map(|i| (format!("v{i:02}"), 30 - i)).collect();

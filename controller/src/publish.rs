@@ -3,10 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use calico_vni_planner::{Plan, plan::NodePlan};
-use calico_vni_proto::{
-    codec::{Codec, Digest},
-    model::Guard,
-};
+use calico_vni_proto::{codec::Codec as _, model::Guard, wire::from_controller::Message};
 
 use crate::agents::{Agents, Offer, Offered};
 
@@ -14,15 +11,15 @@ use crate::agents::{Agents, Offer, Offered};
 #[derive(Default)]
 pub struct Publisher {
     guard: Option<(Guard, Offered)>,
-    nodes: BTreeMap<String, (NodePlan, Offered)>,
+    nodes: BTreeMap<String, (Arc<NodePlan>, Offered)>,
 }
 
 impl Publisher {
     /// Offers the agents the plan's guard, all of them, and these configurations.
-    pub fn publish(&mut self, plan: &Plan, configs: &BTreeMap<String, NodePlan>, agents: &Agents) {
+    pub fn publish(&mut self, plan: &Plan, configs: &BTreeMap<String, Arc<NodePlan>>, agents: &Agents) {
         let guard = match self.guard.take() {
             Some((encoded, offered)) if encoded == plan.guard => (encoded, offered),
-            _ => (plan.guard.clone(), encode(&plan.guard)),
+            _ => (plan.guard.clone(), Offered::new(plan.guard.encode(), Message::Guard)),
         };
         let mut nodes = BTreeMap::new();
         let mut offers = BTreeMap::new();
@@ -33,7 +30,7 @@ impl Publisher {
         for (node, config) in configs {
             let entry = match self.nodes.remove(node) {
                 Some(entry) if entry.0 == *config => entry,
-                _ => (config.clone(), encode(&config.config())),
+                _ => (Arc::clone(config), Offered::new(config.config().encode(), Message::Config)),
             };
             let asn = config.underlay.as_ref().map(|underlay| underlay.asn);
             let offer = Offer { guard: guard.1.clone(), config: Some(entry.1.clone()), asn };
@@ -44,11 +41,6 @@ impl Publisher {
         self.nodes = nodes;
         agents.offer(offers);
     }
-}
-
-fn encode(message: &impl Codec) -> Offered {
-    let payload = message.to_payload();
-    Offered { digest: Digest::of(&payload.body), payload: Arc::new(payload) }
 }
 
 #[cfg(test)]
@@ -70,7 +62,7 @@ mod tests {
             plan.labels.insert(node.to_owned(), BTreeSet::new());
             plan.nodes.insert(node.to_owned(), config(node));
         }
-        let turn = [("n1".to_owned(), config("n1"))].into();
+        let turn = [("n1".to_owned(), config("n1").into())].into();
         let mut publisher = Publisher::default();
         publisher.publish(&plan, &turn, &agents);
         let offered = sessions.each_mut().map(|session| session.offers.borrow_and_update().clone().unwrap());

@@ -193,6 +193,7 @@ async fn control(
             let (told, others, awaiting) = (rollouts.told(), &agents.others(), grace.is_some());
             status::tell(&mut plan, &Beyond { told, others, awaiting }, &observed.snapshot);
             metrics.planned(&plan);
+            metrics.rolling(rollouts.told());
             linger.follow(&plan, &observed.snapshot, started);
 
             let mut pass = Pass::new(&plan, &observed);

@@ -361,6 +361,8 @@ mod tests {
         let told = |underlay, part, stopped, message: &str| Told {
             unit: unit(underlay, part),
             stopped,
+            held: 0,
+            trying: 0,
             message: message.to_owned(),
         };
         let red = || Part::Tenant("red".to_owned());

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 use anyhow::{Context, Result, bail, ensure};
 use calico_vni_crds::calico::IpPool;
 use calico_vni_e2e::{api::ApiSide, paths, wait};
-use calico_vni_planner::{Plan, Snapshot, plan, simulate::settle};
+use calico_vni_planner::{Plan, Snapshot, plan, simulate::settle, snapshot::Agent};
 use ipnet::IpNet;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
@@ -85,7 +85,8 @@ fn planned(objects: &[Value]) -> Plan {
     objects.extend(blocks(&Snapshot::from_objects(objects.clone()).unwrap()));
     let mut snapshot = Snapshot::from_objects(objects).unwrap();
     for node in ["n1", "n2"] {
-        snapshot.agents.entry(node.to_owned()).or_default().frr_running = true;
+        let agent = Agent { frr_running: true, ..Agent::default() };
+        snapshot.agents.insert(node.to_owned(), agent.into());
     }
     settle(&snapshot).map_or_else(|| plan(&snapshot), |(_, plan)| plan)
 }

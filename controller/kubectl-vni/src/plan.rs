@@ -3,7 +3,7 @@
 mod changes;
 mod report;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
 use calico_vni_planner::{Plan, Snapshot, plan, simulate::settle};
 use serde::Serialize;
@@ -51,7 +51,7 @@ fn to_rest(snapshot: &Snapshot) -> (Snapshot, Plan) {
     let mut obeyed = snapshot.clone();
     for node in &snapshot.nodes {
         let agent = obeyed.agents.entry(node.metadata.name.clone().unwrap_or_default()).or_default();
-        agent.frr_running = true;
+        Arc::make_mut(agent).frr_running = true;
     }
     // What does not come to rest is shown as it would be next.
     settle(&obeyed).unwrap_or_else(|| {

@@ -34,8 +34,9 @@ pub struct Plan {
     pub filters: BTreeMap<String, BgpFilter>,
     /// All BGPPeers of ours. Applied after the filters, deleted before them.
     pub peers: BTreeMap<String, BgpPeer>,
-    /// Tenants whose ready label each node should have; every known node has an entry.
-    pub labels: BTreeMap<String, BTreeSet<String>>,
+    /// Tenants whose ready label each node should have; every known node has an entry. Nodes share the names.
+    #[serde(serialize_with = "names")]
+    pub labels: BTreeMap<String, BTreeSet<Arc<str>>>,
     /// Value of the ready labels of a node where that is not [`calico_vni_crds::keys::READY`]: there BIRD has to meet
     /// another ASN.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -87,6 +88,16 @@ impl NodePlan {
             tenants: self.tenants.iter().map(|tenant| ModelTenant::clone(tenant)).collect(),
         }
     }
+}
+
+fn names<S: Serializer>(
+    labels: &BTreeMap<String, BTreeSet<Arc<str>>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(labels.iter().map(|(node, tenants)| {
+        let tenants: Vec<&str> = tenants.iter().map(Arc::as_ref).collect();
+        (node, tenants)
+    }))
 }
 
 fn each<S: Serializer>(tenants: &[Arc<ModelTenant>], serializer: S) -> Result<S::Ok, S::Error> {

@@ -68,6 +68,7 @@ pub fn carry_out(snapshot: &Snapshot, plan: &Plan) -> Snapshot {
         if let (Some(agent), Some(config)) = (next.agents.get_mut(&name), plan.nodes.get(&name))
             && agent.rejected.is_none()
         {
+            let agent = Arc::make_mut(agent);
             let failed = &agent.failed;
             let programmed = config.tenants.iter().filter(|t| !failed.contains_key(&t.name));
             agent.asn = config.underlay.as_ref().map(|underlay| underlay.asn);

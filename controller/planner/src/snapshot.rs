@@ -58,7 +58,7 @@ pub struct Snapshot {
     pub passwords: Passwords,
     /// What the connected agents have said, by node. A node without an entry is not connected: nothing is known of it,
     /// and what stands for it stays.
-    pub agents: BTreeMap<String, Agent>,
+    pub agents: BTreeMap<String, Arc<Agent>>,
     /// Of [`crate::Plan::lingering`], the pairs whose time is over: Node and Tenant.
     pub lingered: BTreeSet<(String, String)>,
 }

@@ -26,8 +26,9 @@ fn snapshot_of(folder: &Path) -> Snapshot {
     let agents = folder.join("agents.yaml");
     if agents.exists() {
         let text = fs::read_to_string(&agents).expect("the file is there");
-        snapshot.agents = serde_yaml::from_str::<BTreeMap<String, Agent>>(&text)
+        let agents = serde_yaml::from_str::<BTreeMap<String, Agent>>(&text)
             .unwrap_or_else(|e| panic!("{}: {e}", agents.display()));
+        snapshot.agents = agents.into_iter().map(|(node, agent)| (node, agent.into())).collect();
     }
     snapshot
 }

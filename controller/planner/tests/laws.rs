@@ -297,7 +297,7 @@ fn labels_go_before_what_they_admit(snapshot: &Snapshot, plan: &Plan) {
         if let Some(config) = plan.nodes.get(name) {
             let carried: BTreeSet<&str> = config.tenants.iter().map(|t| t.name.as_str()).collect();
             assert!(
-                labels.iter().all(|label| carried.contains(label.as_str())),
+                labels.iter().all(|label| carried.contains(&**label)),
                 "{name} is labelled for more than it carries"
             );
         }

@@ -54,9 +54,9 @@ fn a_deleted_tenant_does_not_wait_for_a_node_that_is_gone() {
     let mut snapshot = snapshot(&[tenant, node("n1", &json!({ "fabric": "yes" }), Some("1"))]);
     let carries =
         Agent { programmed: [("red".to_owned(), 1001)].into(), frr_running: true, ..Agent::default() };
-    snapshot.agents.insert("gone".to_owned(), carries.clone());
+    snapshot.agents.insert("gone".to_owned(), carries.clone().into());
     assert!(plan(&snapshot).finished_tenants.contains("red"));
-    snapshot.agents.insert("n1".to_owned(), carries);
+    snapshot.agents.insert("n1".to_owned(), carries.into());
     assert!(plan(&snapshot).finished_tenants.is_empty());
 }
 

@@ -60,7 +60,7 @@ fn racks(first: u32, second: u32) -> (Snapshot, Plan) {
     ])
     .unwrap();
     for node in ["n1", "n2"] {
-        snapshot.agents.insert(node.into(), Agent { frr_running: true, ..Agent::default() });
+        snapshot.agents.insert(node.into(), Agent { frr_running: true, ..Agent::default() }.into());
     }
     settle(&snapshot).expect("it comes to rest")
 }

@@ -4,13 +4,9 @@ use futures::FutureExt;
 
 use super::*;
 
-pub(crate) fn offered(body: &[u8]) -> Offered {
-    let digest = Digest::of(body);
-    Offered { digest, payload: Arc::new(wire::Payload { digest: digest.to_wire(), body: body.to_vec() }) }
-}
-
 pub(crate) fn offer(guard: &[u8], config: &[u8]) -> Offer {
-    Offer { guard: offered(guard), config: Some(offered(config)), asn: Some(65000) }
+    let guard = Offered::new(guard.to_vec(), Message::Guard);
+    Offer { guard, config: Some(Offered::new(config.to_vec(), Message::Config)), asn: Some(65000) }
 }
 
 fn table() -> (Arc<Agents>, Arc<Notify>) {

@@ -160,7 +160,7 @@ async fn everything_in_its_order() {
     plan.finalizers.insert("held".into());
     plan.finished_tenants.insert("done".into());
     plan.tenants_to_delete.insert("vni-8".into());
-    plan.labels.insert("n1".into(), ["red".to_owned()].into());
+    plan.labels.insert("n1".into(), ["red".into()].into());
     plan.namespaces.insert("team".into(), [("pools".to_owned(), Some("[]".to_owned()))].into());
     for name in ["red", "vni-8"] {
         plan.tenant_status.insert(name.into(), TenantStatus { prefixes: Some(1), ..TenantStatus::default() });
@@ -292,7 +292,7 @@ async fn edits_are_put_right_and_servers_defaults_are_not_edits() {
 #[test]
 fn labels_of_a_node_are_set_and_removed_in_one_write() {
     let mut plan = Plan::default();
-    plan.labels.insert("n1".into(), ["red", "blue"].map(str::to_owned).into());
+    plan.labels.insert("n1".into(), ["red", "blue"].map(Into::into).into());
     let mut observed = empty();
     let mut labelled = node("n1");
     labelled.metadata.labels = Some(

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use calico_vni_identity::{SERVER_NAME, authority::Authority};
 use calico_vni_proto::wire::{
-    AboutSessions, Answer, NodeAnswer, RoutesRequest, SessionsRequest, answer, node_answer,
-    operator_client::OperatorClient, question, router_client::RouterClient,
+    self, AboutSessions, Answer, FromController, NodeAnswer, RoutesRequest, SessionsRequest, answer,
+    from_controller, node_answer, operator_client::OperatorClient, question, router_client::RouterClient,
 };
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc};

@@ -202,7 +202,7 @@ impl Stores {
     }
 
     /// What stands now, with what the agents said.
-    pub fn observe(&self, agents: BTreeMap<String, Agent>) -> Observed {
+    pub fn observe(&self, agents: BTreeMap<String, Arc<Agent>>) -> Observed {
         self.follow_services();
         let peers = by_name(&self.peers);
         let filters = by_name(&self.filters);

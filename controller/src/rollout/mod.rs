@@ -17,6 +17,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -89,6 +90,10 @@ pub struct Told {
     pub unit: Unit,
     /// Whether nodes refuse it, so that it goes no further.
     pub stopped: bool,
+    /// Connected nodes that keep what they have, for it is not their turn.
+    pub held: usize,
+    /// Nodes that were let have it and have not done well with it so far.
+    pub trying: usize,
     /// How far it is and whom it waits for, with the way out where it is stopped.
     pub message: String,
 }
@@ -97,7 +102,7 @@ pub struct Told {
 #[derive(Debug, Default)]
 pub struct Rollouts {
     /// What each node was let have last; absent where that is not known.
-    released: BTreeMap<String, NodePlan>,
+    released: BTreeMap<String, Arc<NodePlan>>,
     units: BTreeMap<Unit, Progress>,
     told: Vec<Told>,
     due: Option<Instant>,
@@ -167,8 +172,9 @@ impl Flight {
 }
 
 impl Rollouts {
-    /// What each node is let have now. A node without an entry is offered nothing.
-    pub fn advance(&mut self, input: &Input<'_>, now: Instant) -> BTreeMap<String, NodePlan> {
+    /// What each node is let have now; as long as it stays the same it is the same object. A node without an entry is offered
+    /// nothing.
+    pub fn advance(&mut self, input: &Input<'_>, now: Instant) -> BTreeMap<String, Arc<NodePlan>> {
         self.due = None;
         self.told.clear();
         let Input { wanted, heard, .. } = input;
@@ -212,7 +218,7 @@ impl Rollouts {
             let none = BTreeSet::new();
             let go = go.get(node.as_str()).unwrap_or(&none);
             if let Some(config) = self.config(node, want, heard.get(node), go) {
-                self.released.insert(node.clone(), config.clone());
+                self.released.insert(node.clone(), Arc::clone(&config));
                 offers.insert(node.clone(), config);
             }
         }
@@ -234,6 +240,7 @@ impl Rollouts {
         let Some(underlay) = &want.underlay else { return Vec::new() };
         let unit = |part| Unit { underlay: underlay.name.clone(), part };
         match self.released.get(node) {
+            Some(have) if **have == *want => Vec::new(),
             Some(have) if is_staged(have, want) => {
                 targets(have, want).into_iter().map(|(part, target)| (unit(part), target)).collect()
             }
@@ -252,19 +259,21 @@ impl Rollouts {
         want: &NodePlan,
         heard: Option<&Heard>,
         go: &BTreeSet<Unit>,
-    ) -> Option<NodePlan> {
+    ) -> Option<Arc<NodePlan>> {
         match self.released.get(node) {
+            Some(have) if **have == *want => Some(Arc::clone(have)),
             Some(have) if is_staged(have, want) => {
                 let go = |part: &Part| go.iter().any(|unit| unit.part == *part);
-                Some(held(have, want, go))
+                let config = held(have, want, go);
+                Some(if **have == config { Arc::clone(have) } else { Arc::new(config) })
             }
-            Some(_) => Some(want.clone()),
+            Some(_) => Some(Arc::new(want.clone())),
             // Of one that is away and not known nothing can be told before it comes.
             None => {
                 let heard = heard?;
                 let as_wanted = heard.holds.is_none_or(|holds| holds == digest(want));
                 let turn = go.iter().any(|unit| unit.part == Part::Whole);
-                (as_wanted || turn || want.underlay.is_none()).then(|| want.clone())
+                (as_wanted || turn || want.underlay.is_none()).then(|| Arc::new(want.clone()))
             }
         }
     }
@@ -361,7 +370,8 @@ impl Rollouts {
             } else {
                 format!("{done} of {all} nodes have it; {}", some_of(&waits))
             };
-            self.told.push(Told { unit: unit.clone(), stopped, message });
+            let trying = progress.flights.len();
+            self.told.push(Told { unit: unit.clone(), stopped, held: left, trying, message });
         }
         next.extend(ill);
         next

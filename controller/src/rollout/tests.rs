@@ -137,7 +137,8 @@ impl World {
         let (wanted, heard) = (self.wanted(), self.heard());
         let shares = [(FABRIC.to_owned(), self.share)].into();
         let input = Input { wanted: &wanted, heard: &heard, shares: &shares };
-        self.offers = self.rollouts.advance(&input, self.now);
+        let offers = self.rollouts.advance(&input, self.now);
+        self.offers = offers.into_iter().map(|(node, config)| (node, NodePlan::clone(&config))).collect();
     }
 
     fn refuses(&self, config: &NodePlan) -> bool {

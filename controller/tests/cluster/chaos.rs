@@ -322,14 +322,15 @@ impl Run {
 
     async fn differences(&self) -> Vec<String> {
         let v3 = CalicoApi::V3;
-        let agents: BTreeMap<String, Agent> = self
+        let agents: BTreeMap<String, Arc<Agent>> = self
             .agents
             .iter()
             .map(|(node, agent)| {
                 let held = agent.held();
                 let programmed = held.tenants().into_iter().map(|(name, vni, _)| (name, vni)).collect();
                 let asn = held.config.and_then(|config| Some(config.underlay?.asn));
-                ((*node).to_owned(), Agent { programmed, frr_running: true, asn, ..Agent::default() })
+                let agent = Agent { programmed, frr_running: true, asn, ..Agent::default() };
+                ((*node).to_owned(), agent.into())
             })
             .collect();
         let snapshot = Snapshot {
@@ -373,7 +374,7 @@ impl Run {
         for node in &snapshot.nodes {
             let name = node.name_any();
             let labels = node.labels().keys().filter_map(|key| key.strip_prefix(keys::READY_LABEL_PREFIX));
-            let labels: BTreeSet<String> = labels.map(str::to_owned).collect();
+            let labels: BTreeSet<Arc<str>> = labels.map(Arc::from).collect();
             let wanted = plan.labels.get(&name).cloned().unwrap_or_default();
             expect(format!("{name}: labels {labels:?}, wanted {wanted:?}"), labels == wanted);
             if let (Some(agent), Some(config)) = (self.agents.get(name.as_str()), plan.nodes.get(&name)) {

@@ -96,6 +96,18 @@ pub trait Codec: Sized {
     }
 }
 
+/// A message with gRPC's prefix, a flag for compression and its length: as it stands in a stream, so that many streams can
+/// send the same octets.
+pub fn framed(message: wire::from_controller::Message) -> Vec<u8> {
+    let message = wire::FromController { message: Some(message) };
+    let length = message.encoded_len();
+    let mut frame = Vec::with_capacity(1 + size_of::<u32>() + length);
+    frame.push(0);
+    frame.extend(u32::try_from(length).expect("a configuration has less than 4 GiB").to_be_bytes());
+    message.encode_raw(&mut frame);
+    frame
+}
+
 fn field<T: FromStr>(field: &'static str, value: &str) -> Result<T, DecodeError>
 where
     T::Err: fmt::Display,

@@ -65,9 +65,8 @@ impl Placement {
         let everywhere: Vec<usize> = (0..active.len())
             .filter(|&t| active[t] && valid.tenants[t].settings.placement == Where::AllNodes)
             .collect();
-        // What a router says of each tenant when it stands there.
-        let programmed: Vec<Option<(String, u32)>> =
-            valid.tenants.iter().map(|t| Some((t.name.clone(), t.vni?))).collect();
+        let by_vni: HashMap<u32, usize> =
+            valid.tenants.iter().enumerate().filter_map(|(t, tenant)| Some((tenant.vni?, t))).collect();
         let mut labelled = vec![0; active.len()];
         let nodes = valid.nodes.iter().enumerate().map(|(n, node)| {
             let standing: Vec<usize> =
@@ -76,10 +75,11 @@ impl Placement {
                 labelled[t] += 1;
             }
             let agent = snapshot.agents.get(node.name);
-            let answers = |t: usize| match agent {
-                Some(agent) if !agent.awaited => stands(agent, programmed[t].as_ref()),
-                _ => standing.contains(&t),
+            let answering = match agent {
+                Some(agent) if !agent.awaited => Some(programmed(agent, valid, &by_vni)),
+                _ => None,
             };
+            let answers = |t: usize| answering.as_ref().unwrap_or(&standing).contains(&t);
             let mut on_node = OnNode { labelled: !node.ready.is_empty(), ..OnNode::default() };
             match node.seat {
                 Seat::In { underlay, .. } if other_values(valid, node, underlay) => {
@@ -131,9 +131,13 @@ impl Placement {
         let models: Vec<Option<Arc<ModelTenant>>> = (valid.tenants.iter().zip(&valid.running))
             .map(|(tenant, running)| tenant_model(tenant, (*running)?, valid).map(Arc::new))
             .collect();
+        let names: Vec<Arc<str>> = valid.tenants.iter().map(|tenant| tenant.name.as_str().into()).collect();
+        let labels = valid.nodes.iter().zip(&self.nodes).map(|(node, on_node)| {
+            let ready = on_node.ready.iter().map(|&t| Arc::clone(&names[t]));
+            (node.name.to_owned(), ready.collect())
+        });
+        plan.labels = labels.collect();
         for (node, on_node) in valid.nodes.iter().zip(self.nodes) {
-            let names = on_node.ready.iter().map(|&t| valid.tenants[t].name.clone());
-            plan.labels.insert(node.name.to_owned(), names.collect());
             let lingering = on_node.lingering.iter().map(|&t| valid.tenants[t].name.clone());
             plan.lingering.extend(lingering.map(|tenant| (node.name.to_owned(), tenant)));
             if let Some(value) = on_node.value {
@@ -142,12 +146,9 @@ impl Placement {
             let config = match node.seat {
                 _ if on_node.changing => continue,
                 Seat::In { underlay, index: Some(index), .. } => {
-                    let mut tenants: Vec<Arc<ModelTenant>> = on_node
-                        .desired
-                        .iter()
-                        .chain(&on_node.leaving)
-                        .filter_map(|&t| models[t].clone())
-                        .collect();
+                    let mut tenants = Vec::with_capacity(on_node.desired.len() + on_node.leaving.len());
+                    let carried = on_node.desired.iter().chain(&on_node.leaving);
+                    tenants.extend(carried.filter_map(|&t| models[t].clone()));
                     tenants.sort_by_key(|t| t.vni);
                     NodePlan {
                         node: node.name.to_owned(),
@@ -217,11 +218,16 @@ fn lingers(snapshot: &Snapshot, node: &Node<'_>, tenant: &Tenant<'_>) -> bool {
     selects(tenant, node) && (over.is_empty() || !over.contains(&(node.name.to_owned(), tenant.name.clone())))
 }
 
-/// Whether the node's router says that the tenant stands.
-fn stands(agent: &Agent, tenant: Option<&(String, u32)>) -> bool {
-    let stands =
-        |tenant: &(String, u32)| !agent.failed.contains_key(&tenant.0) && agent.programmed.contains(tenant);
-    agent.frr_running && tenant.is_some_and(stands)
+/// The tenants of which the node's router says that they stand.
+fn programmed(agent: &Agent, valid: &Validated<'_>, by_vni: &HashMap<u32, usize>) -> Vec<usize> {
+    if !agent.frr_running {
+        return Vec::new();
+    }
+    let stands = |(name, vni): &(String, u32)| {
+        let t = *by_vni.get(vni)?;
+        (valid.tenants[t].name == *name && !agent.failed.contains_key(name)).then_some(t)
+    };
+    agent.programmed.iter().filter_map(stands).collect()
 }
 
 fn tenant_model(

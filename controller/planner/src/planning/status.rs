@@ -1,5 +1,7 @@
 //! What is told of each Tenant and each Underlay.
 
+use std::{collections::HashMap, sync::Arc};
+
 use calico_vni_crds::{
     TenantStatus, UnderlayStatus,
     tenant::{NodeCounts, NodeProblem, PoolStatus},
@@ -39,6 +41,10 @@ struct Tally {
     programmed: u32,
     /// Nodes with why, in order.
     degraded: Vec<(String, String)>,
+    /// Nodes whose agents are not connected, in order.
+    away: Vec<String>,
+    /// Where sessions are down that should be up, in order.
+    down: Vec<String>,
 }
 
 impl Tally {
@@ -57,8 +63,25 @@ impl Tally {
         }
     }
 
+    /// Whether all nodes do what they should, and in one word why not.
+    fn verdict(&self) -> (bool, &'static str) {
+        match (self.programmed == self.desired, self.degraded.is_empty()) {
+            (true, _) => (true, reason::PROGRAMMED),
+            (false, true) => (false, reason::PENDING),
+            (false, false) => (false, reason::NODES_DEGRADED),
+        }
+    }
+
     fn troubles(&self) -> String {
         some_of(self.degraded.iter().map(|(node, why)| format!("{node}: {why}")))
+    }
+
+    /// That, with all that is not as it should be; `sessions` says which sessions it is about.
+    fn but(&self, what: &str, sessions: &str) -> String {
+        let troubles = Some(self.troubles()).filter(|troubles| !troubles.is_empty());
+        let away = few(&self.away).map(|nodes| format!("no agent is connected on {nodes}"));
+        let down = few(&self.down).map(|places| format!("{sessions} is down on {places}"));
+        [Some(what.to_owned()), troubles, away, down].into_iter().flatten().collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -72,6 +95,8 @@ pub(super) fn report(
 ) {
     let mut tenants = vec![Tally::default(); valid.tenants.len()];
     let mut underlays = vec![Tally::default(); valid.underlays.len()];
+    let by_name: HashMap<&str, usize> =
+        valid.tenants.iter().enumerate().map(|(t, tenant)| (tenant.name.as_str(), t)).collect();
     for (node, on_node) in valid.nodes.iter().zip(&placement.nodes) {
         let agent = snapshot.agents.get(node.name);
         for &t in &on_node.desired {
@@ -80,6 +105,21 @@ pub(super) fn report(
                 tenants[t].programmed += 1;
             } else if let Some(why) = agent.and_then(|a| trouble(a, Some(&valid.tenants[t].name))) {
                 tenants[t].degraded.push((node.name.to_owned(), why));
+            } else if agent.is_none() {
+                tenants[t].away.push(node.name.to_owned());
+            }
+        }
+        for session in agent.iter().flat_map(|a| &a.sessions).filter(|session| !session.established) {
+            match (&session.tenant, &node.seat) {
+                (None, Seat::In { underlay, .. }) => {
+                    underlays[*underlay].down.push(format!("{} with {}", node.name, session.peer));
+                }
+                // Before BIRD may have its peer there is nobody to answer.
+                (Some(name), _) => {
+                    let t = by_name.get(name.as_str()).filter(|t| on_node.ready.binary_search(t).is_ok());
+                    t.into_iter().for_each(|&t| tenants[t].down.push(node.name.to_owned()));
+                }
+                _ => {}
             }
         }
         if let Seat::In { underlay, index, .. } = node.seat {
@@ -87,11 +127,12 @@ pub(super) fn report(
             match agent.map(|a| trouble(a, None)) {
                 Some(None) if index.is_some() => underlays[underlay].programmed += 1,
                 Some(Some(why)) => underlays[underlay].degraded.push((node.name.to_owned(), why)),
+                None => underlays[underlay].away.push(node.name.to_owned()),
                 _ => {}
             }
         }
     }
-    let prefixes = prefixes(snapshot, valid);
+    let prefixes = prefixes(snapshot, &by_name, valid.tenants.len());
     let pools = pool_statuses(valid);
     let mut noticed = health::by_tenant(snapshot, valid);
     for (t, tenant) in valid.tenants.iter().enumerate() {
@@ -132,10 +173,8 @@ fn trouble(agent: &Agent, tenant: Option<&String>) -> Option<String> {
     (!agent.frr_running).then(|| "FRR does not answer".to_owned())
 }
 
-fn prefixes(snapshot: &Snapshot, valid: &Validated<'_>) -> Vec<u32> {
-    let by_name: std::collections::BTreeMap<&str, usize> =
-        valid.tenants.iter().enumerate().map(|(t, tenant)| (tenant.name.as_str(), t)).collect();
-    let mut prefixes = vec![0u32; valid.tenants.len()];
+fn prefixes(snapshot: &Snapshot, by_name: &HashMap<&str, usize>, tenants: usize) -> Vec<u32> {
+    let mut prefixes = vec![0u32; tenants];
     for session in snapshot.agents.values().flat_map(|a| &a.sessions) {
         if let Some(&t) = session.tenant.as_deref().and_then(|name| by_name.get(name)) {
             prefixes[t] = prefixes[t].saturating_add(session.prefixes_received);
@@ -255,17 +294,11 @@ fn programmed(
     }
     match (tally.programmed, tally.desired) {
         (0, 0) => (true, reason::NO_NODES, "no node has to carry it yet".into()),
-        (programmed, desired) if programmed == desired => {
-            (true, reason::PROGRAMMED, format!("stands on {programmed} of {desired} nodes"))
+        (programmed, desired) => {
+            let (holds, why) = tally.verdict();
+            let stands = format!("stands on {programmed} of {desired} nodes");
+            (holds, why, tally.but(&stands, "its session with BIRD"))
         }
-        (programmed, desired) if tally.degraded.is_empty() => {
-            (false, reason::PENDING, format!("stands on {programmed} of {desired} nodes"))
-        }
-        (programmed, desired) => (
-            false,
-            reason::NODES_DEGRADED,
-            format!("stands on {programmed} of {desired} nodes; {}", tally.troubles()),
-        ),
     }
 }
 
@@ -276,7 +309,7 @@ fn waits_for(snapshot: &Snapshot, valid: &Validated<'_>, t: usize) -> String {
         let labelled = node.ready.contains(&name);
         let agent = snapshot.agents.get(node.name);
         let carried = agent.is_some_and(|a| a.programmed.iter().any(|(tenant, _)| tenant == name));
-        let why = match agent {
+        let why = match agent.map(Arc::as_ref) {
             _ if !labelled && !carried => return None,
             None => "its agent is not connected".to_owned(),
             Some(Agent { rejected: Some(why), .. }) => format!("its agent refuses its configuration: {why}"),
@@ -322,17 +355,11 @@ fn underlay_status(
             reason::NO_NODES,
             "selects no node by spec.nodeSelector that no other Underlay selects too".into(),
         ),
-        (Ok(_), programmed, desired) if programmed == desired => {
-            (true, reason::PROGRAMMED, format!("{programmed} of {desired} routers answer"))
+        (Ok(_), programmed, desired) => {
+            let (holds, why) = tally.verdict();
+            let answer = format!("{programmed} of {desired} routers answer");
+            (holds, why, tally.but(&answer, "a session with the fabric"))
         }
-        (Ok(_), programmed, desired) if tally.degraded.is_empty() => {
-            (false, reason::PENDING, format!("{programmed} of {desired} routers answer"))
-        }
-        (Ok(_), programmed, desired) => (
-            false,
-            reason::NODES_DEGRADED,
-            format!("{programmed} of {desired} routers answer; {}", tally.troubles()),
-        ),
     };
     let pools = if quarantined.is_empty() {
         condition("PoolsAccepted", true, reason::ACCEPTED, "every annotated IPPool names a Tenant".into())
@@ -406,6 +433,16 @@ pub(super) fn some_of(mut items: impl Iterator<Item = String>) -> String {
     match items.count() {
         0 => named.join("; "),
         more => format!("{}; and {more} more", named.join("; ")),
+    }
+}
+
+/// The same of words in the middle of a sentence; `None` where there are none.
+fn few(words: &[String]) -> Option<String> {
+    let (named, more) = words.split_at(NAMED.min(words.len()));
+    match (named, more) {
+        ([], _) => None,
+        (named, []) => Some(named.join(", ")),
+        (named, more) => Some(format!("{} and {} more", named.join(", "), more.len())),
     }
 }
 

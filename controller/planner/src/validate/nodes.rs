@@ -72,18 +72,17 @@ pub(super) fn parse(snapshot: &Snapshot, calico_asn: u32) -> Vec<Node<'_>> {
 fn node(object: &core::Node, calico_asn: u32) -> Node<'_> {
     let labels = object.metadata.labels.as_ref().unwrap_or(&NO_LABELS);
     let annotation = |key: &str| object.metadata.annotations.as_ref().and_then(|a| a.get(key));
-    let ready = || {
-        labels
-            .range(keys::READY_LABEL_PREFIX.to_owned()..)
-            .map_while(|(key, value)| Some((key.strip_prefix(keys::READY_LABEL_PREFIX)?, value.as_str())))
-            .filter(|(_, value)| underlays::is_ready_value(value))
-    };
+    let (ready, values): (Vec<&str>, Vec<&str>) = labels
+        .range(keys::READY_LABEL_PREFIX.to_owned()..)
+        .map_while(|(key, value)| Some((key.strip_prefix(keys::READY_LABEL_PREFIX)?, value.as_str())))
+        .filter(|(_, value)| underlays::is_ready_value(value))
+        .unzip();
     Node {
         name: object.metadata.name.as_deref().unwrap_or_default(),
         age: age(&object.metadata),
         labels,
-        ready: ready().map(|(tenant, _)| tenant).collect(),
-        ready_values: ready().map(|(_, value)| value).collect(),
+        ready,
+        ready_values: values.into_iter().collect(),
         calico_asn: annotation(keys::CALICO_NODE_ASN).and_then(|text| asn(text)).unwrap_or(calico_asn),
         seat: Seat::Nowhere,
         kept_index: annotation(keys::ROUTER_INDEX).and_then(|text| text.parse().ok()),

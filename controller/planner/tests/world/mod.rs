@@ -293,7 +293,7 @@ pub fn any_snapshot() -> BoxedStrategy<Snapshot> {
         let kept = all.zip(there).enumerate().filter(|(i, (_, there))| *i == 0 || *there).map(|(_, (object, _))| object);
         let mut snapshot = Snapshot::from_objects(kept.chain(blocks).chain(ipam).chain(namespaces).chain(slices)).expect("well-formed objects");
         snapshot.calico_api = api;
-        snapshot.agents = agents.into_iter().map(|(node, agent)| (node.to_owned(), agent)).collect();
+        snapshot.agents = agents.into_iter().map(|(node, agent)| (node.to_owned(), agent.into())).collect();
         snapshot
     }).boxed()
 }
