@@ -68,7 +68,7 @@ struct Args {
     #[arg(long, default_value_t = 20)]
     each: usize,
     /// Play the agents: that many, against the controller at this address, which this authority speaks for.
-    #[arg(long, num_args = 3, hide = true)]
+    #[arg(long, num_args = 3, allow_hyphen_values = true, hide = true)]
     agents: Option<Vec<String>>,
     /// `cargo bench` adds it.
     #[arg(long, hide = true)]
