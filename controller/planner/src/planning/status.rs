@@ -117,7 +117,9 @@ pub(super) fn report(
                 // Before BIRD may have its peer there is nobody to answer.
                 (Some(name), _) => {
                     let t = by_name.get(name.as_str()).filter(|t| on_node.ready.binary_search(t).is_ok());
-                    t.into_iter().for_each(|&t| tenants[t].down.push(node.name.to_owned()));
+                    if let Some(&t) = t {
+                        tenants[t].down.push(node.name.to_owned());
+                    }
                 }
                 _ => {}
             }
