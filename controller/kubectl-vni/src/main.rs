@@ -24,11 +24,6 @@ const WRONG: u8 = 1;
 /// Exit code where the question could not be answered: as clap has it for arguments that make no sense.
 const UNANSWERED: u8 = 2;
 
-/// What is told where an answer lacks what routers would have said.
-fn unasked(error: anyhow::Error) -> anyhow::Error {
-    error.context("no router was asked (`--no-ask` leaves that out)")
-}
-
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(code) => code,

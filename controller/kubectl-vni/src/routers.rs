@@ -3,9 +3,10 @@
 //!
 //! Who may look proves it by a token of one service account, which the API server makes for who may have it.
 
-use std::{error::Error, io, time::Duration};
+use std::{io, process::ExitCode, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
+use calico_vni_planner::Plan;
 use calico_vni_proto::{
     viewer,
     wire::{self, NodeAnswer, node_answer, operator_client::OperatorClient},
@@ -27,6 +28,7 @@ use tonic::{
 use tower::service_fn;
 
 use crate::{
+    WRONG,
     cli::Asking,
     input::{Cluster, said},
     output::tame,
@@ -93,6 +95,23 @@ impl Router {
             None => (*more > 0).then(|| format!("{node}: and {more} more\n")),
         };
         routers.iter().filter_map(note).collect::<Vec<_>>().concat()
+    }
+}
+
+/// Refuses a node that is not in the cluster.
+pub fn there_is(node: Option<&String>, plan: &Plan) -> anyhow::Result<()> {
+    match node.filter(|node| !plan.labels.contains_key(*node)) {
+        Some(node) => bail!("there is no Node `{node}`; `kubectl get nodes` lists those there are"),
+        None => Ok(()),
+    }
+}
+
+/// How the program ends whose answer lacks what routers would have said, where they could not be asked.
+pub fn outcome(failed: Option<anyhow::Error>, well: bool) -> anyhow::Result<ExitCode> {
+    match failed {
+        Some(error) => Err(error.context("no router was asked (`--no-ask` leaves that out)")),
+        None if well => Ok(ExitCode::SUCCESS),
+        None => Ok(ExitCode::from(WRONG)),
     }
 }
 
@@ -167,7 +186,7 @@ impl Line {
         // In plain nothing is proven, and no token is shown to whoever listens.
         if let Some(url) = url.filter(|url| url.starts_with("http://")) {
             let endpoint = Endpoint::from_shared(url.to_owned()).context("--controller")?;
-            let channel = in_time(endpoint.connect()).await?.map_err(|error| unreachable(&error))?;
+            let channel = in_time(endpoint.connect()).await?.map_err(unreachable)?;
             return Ok(Self { client: OperatorClient::new(channel), authorization: None });
         }
         let namespace = &asking.namespace;
@@ -185,7 +204,7 @@ impl Line {
             Some(url) => {
                 let endpoint = Endpoint::from_shared(url.to_owned()).context("--controller")?;
                 let endpoint = endpoint.tls_config(tls).context("--controller")?;
-                in_time(endpoint.connect()).await?.map_err(|error| unreachable(&error))?
+                in_time(endpoint.connect()).await?.map_err(unreachable)?
             }
             None => forwarded(&cluster.client, namespace, tls).await?,
         };
@@ -269,20 +288,13 @@ async fn forwarded(client: &Client, namespace: &str, tls: ClientTlsConfig) -> an
         // What is wrong at the pod's end is told beside the connection.
         Err(error) => match timeout(REASON, broken).await {
             Ok(Some(reason)) => Err(anyhow!(reason)).with_context(what),
-            _ => Err(unreachable(&error)).with_context(what),
+            _ => Err(unreachable(error)).with_context(what),
         },
     }
 }
 
-fn unreachable(error: &tonic::transport::Error) -> anyhow::Error {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    anyhow!("the controller is not reached: {text}")
+fn unreachable(error: tonic::transport::Error) -> anyhow::Error {
+    anyhow!("the controller is not reached: {:#}", anyhow::Error::new(error))
 }
 
 #[cfg(test)]

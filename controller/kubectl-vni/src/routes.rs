@@ -9,12 +9,10 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
-    WRONG,
     cli::RoutesArguments,
     conditions, input,
     output::{self, Table},
     routers::{self, Router, Told},
-    unasked,
 };
 
 /// The answer.
@@ -89,9 +87,7 @@ pub async fn run(arguments: &RoutesArguments) -> anyhow::Result<ExitCode> {
     if !plan.tenant_status.contains_key(tenant) {
         bail!("there is no Tenant `{tenant}`; `kubectl get tenants.calico-vni.io` lists those there are");
     }
-    if let Some(node) = arguments.node.as_ref().filter(|node| !plan.labels.contains_key(*node)) {
-        bail!("there is no Node `{node}`; `kubectl get nodes` lists those there are");
-    }
+    routers::there_is(arguments.node.as_ref(), &plan)?;
     let (mut answer, nodes) = Answer::of(&snapshot, &plan, tenant, arguments.node.as_deref());
     let mut failed = None;
     if let Some(cluster) = cluster.filter(|_| !arguments.asking.no_ask && !nodes.is_empty()) {
@@ -101,11 +97,7 @@ pub async fn run(arguments: &RoutesArguments) -> anyhow::Result<ExitCode> {
         }
     }
     output::print(&output::render(&answer, arguments.output, || answer.text())?)?;
-    match failed {
-        Some(error) => Err(unasked(error)),
-        None if answer.is_well() => Ok(ExitCode::SUCCESS),
-        None => Ok(ExitCode::from(WRONG)),
-    }
+    routers::outcome(failed, answer.is_well())
 }
 
 impl Answer {

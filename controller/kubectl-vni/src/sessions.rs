@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeSet, process::ExitCode};
 
-use anyhow::bail;
 use calico_vni_crds::calico::BgpPeer;
 use calico_vni_crds::{Tenant, Underlay, keys};
 use calico_vni_planner::{Snapshot, plan};
@@ -10,12 +9,10 @@ use calico_vni_proto::wire;
 use serde::Serialize;
 
 use crate::{
-    WRONG,
     cli::SessionsArguments,
     conditions, input,
     output::{self, Table},
     routers::{self, Told},
-    unasked,
 };
 
 /// The answer.
@@ -86,9 +83,7 @@ pub async fn run(arguments: &SessionsArguments) -> anyhow::Result<ExitCode> {
     let (snapshot, cluster) = input::snapshot(&arguments.source).await?;
     let plan = plan(&snapshot);
     let named = |node: &&String| arguments.node.as_ref().is_none_or(|only| only == *node);
-    if let Some(node) = arguments.node.as_ref().filter(|node| !plan.labels.contains_key(*node)) {
-        bail!("there is no Node `{node}`; `kubectl get nodes` lists those there are");
-    }
+    routers::there_is(arguments.node.as_ref(), &plan)?;
     let nodes = plan.nodes.values().filter(|node| node.underlay.is_some()).map(|node| &node.node);
     let nodes: Vec<String> = nodes.filter(named).cloned().collect();
     let mut answer = Answer::of(&snapshot);
@@ -100,11 +95,7 @@ pub async fn run(arguments: &SessionsArguments) -> anyhow::Result<ExitCode> {
         }
     }
     output::print(&output::render(&answer, arguments.output, || answer.text())?)?;
-    match failed {
-        Some(error) => Err(unasked(error)),
-        None if answer.is_well() => Ok(ExitCode::SUCCESS),
-        None => Ok(ExitCode::from(WRONG)),
-    }
+    routers::outcome(failed, answer.is_well())
 }
 
 impl Answer {
