@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use tracing::debug;
 
 use crate::{
-    desired::desired,
+    desired::{GuardWanted, desired},
     guard::{COUNTER_QUARANTINED, Ruleset, counter_of, nft},
     last_good::{LastGood, Told},
     netlink::{Client, NetlinkError, observe},
@@ -53,8 +53,10 @@ impl Watch {
                 Err(error) => debug!(%error, "the node's links were not read"),
             }
             if let Some(guard) = &told.guard {
-                notices.extend(of_services(&Ruleset::new(&guard.value, &config.value)));
                 let wanted = desired(&config.value, Some(&guard.value), &BTreeMap::new());
+                if let GuardWanted::Is(ruleset) = &wanted.guard {
+                    notices.extend(of_services(ruleset));
+                }
                 notices.extend(of_doors(&config.value, &wanted.steering));
             }
         }

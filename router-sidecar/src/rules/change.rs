@@ -112,8 +112,12 @@ fn switch(
         rest.retain(|rule| rule.pref != span.entry);
         steps.extend(delete(entries.into_iter().cloned().collect()));
     }
-    let stays = if lone_entry && within(counts).eq(layout(counts)) { counts } else { span.other(counts) };
-    let complete = within(stays).eq(layout(stays));
+    let (mut stays, mut wanted) = (counts, layout(counts));
+    if !lone_entry || !within(counts).eq(wanted.iter().cloned()) {
+        stays = span.other(counts);
+        wanted = layout(stays);
+    }
+    let complete = within(stays).eq(wanted.iter().cloned());
     if !complete {
         steps.extend(delete(within(stays).collect()));
     }
@@ -128,14 +132,14 @@ fn switch(
         keep(&entry);
     } else {
         if !complete {
-            steps.extend(layout(stays).into_iter().rev().map(Step::Add));
+            steps.extend(wanted.iter().rev().cloned().map(Step::Add));
         }
         if stays == span.b {
             steps.push(Step::Add(entry.clone()));
         }
     }
     steps.extend(delete(rest));
-    let stand = layout(stays).into_iter().chain(ends).chain((stays == span.b).then_some(entry));
+    let stand = wanted.into_iter().chain(ends).chain((stays == span.b).then_some(entry));
     (steps, stand.collect())
 }
 

@@ -41,6 +41,39 @@ fn settle_of(wanted: &Steering, kernel: &mut Kernel) {
     assert_eq!(plan_of(wanted, kernel), [], "it is not settled: {:#?}", kernel.rules());
 }
 
+/// Makes the change, broken off somewhere and begun again: after each step everything is as before it or as after it, `ways,
+/// and never again as before once it was as after.
+fn step_by_step<W: PartialEq + fmt::Debug>(
+    kernel: &mut Kernel,
+    wanted: &Steering,
+    broken_off: prop::sample::Index,
+    [old, new]: &[W; 2],
+    now: impl Fn(&Kernel) -> W,
+) -> Result<(), TestCaseError> {
+    let mut switched = false;
+    let mut look = |kernel: &Kernel, step: &str| {
+        let now = now(kernel);
+        switched |= now == *new;
+        prop_assert!(now == *if switched { new } else { old }, "after `{step}`");
+        Ok(())
+    };
+    look(kernel, "nothing")?;
+    let steps = plan_of(wanted, kernel);
+    let stop = broken_off.index(steps.len() + 1);
+    for step in &steps[..stop] {
+        prop_assert!(kernel.make(step), "`{step}` deletes nothing");
+        look(kernel, &step.to_string())?;
+    }
+    // A new agent finds what the old one left, and changes at most once.
+    for step in plan_of(wanted, kernel) {
+        prop_assert!(kernel.make(&step), "`{step}` deletes nothing");
+        look(kernel, &step.to_string())?;
+    }
+    prop_assert_eq!(plan_of(wanted, kernel), []);
+    prop_assert_eq!(&now(kernel), new);
+    Ok(())
+}
+
 fn v4(count: usize) -> Vec<Pool> {
     (0..count)
         .map(|n| (format!("10.{n}.0.0/16").parse().unwrap(), 1_000_000_001 + u32::try_from(n).unwrap()))
@@ -86,27 +119,8 @@ proptest! {
         let addresses = samples(&disjoint(first.iter().chain(&second).map(|pool| pool.0)), v6);
         let old: Vec<_> = ways(|from, to| plain(&first, from, to), &addresses).collect();
         let new: Vec<_> = ways(|from, to| plain(&second, from, to), &addresses).collect();
-        let mut switched = false;
-        let mut look = |kernel: &Kernel, step: &str| {
-            let now: Vec<_> = ways(|from, to| kernel.ways(from, to), &addresses).collect();
-            switched |= now == new;
-            prop_assert!(now == if switched { &new } else { &old }[..], "after `{step}`");
-            Ok(())
-        };
-        look(&kernel, "nothing")?;
-        let steps = plan(&second, &kernel);
-        let stop = broken_off.index(steps.len() + 1);
-        for step in &steps[..stop] {
-            prop_assert!(kernel.make(step), "`{step}` deletes nothing");
-            look(&kernel, &step.to_string())?;
-        }
-        // A new agent finds what the old one left, and changes at most once.
-        for step in plan(&second, &kernel) {
-            prop_assert!(kernel.make(&step), "`{step}` deletes nothing");
-            look(&kernel, &step.to_string())?;
-        }
-        prop_assert_eq!(plan(&second, &kernel), []);
-        prop_assert!(ways(|from, to| kernel.ways(from, to), &addresses).eq(new.iter().cloned()));
+        let now = |kernel: &Kernel| -> Vec<_> { ways(|from, to| kernel.ways(from, to), &addresses).collect() };
+        step_by_step(&mut kernel, &steering(&second), broken_off, &[old, new], now)?;
     }
 
     /// The same of the doors, where tenants share blocks and none of them is a packet's own.
@@ -137,26 +151,10 @@ proptest! {
             packets.iter().map(|packet| let_in(&steering.of(v6), &steering.doors, *packet)).collect()
         };
         let (old, new) = (by_plan(&first), by_plan(&second));
-        let mut switched = false;
-        let mut look = |kernel: &Kernel, step: &str| {
-            let now: Vec<bool> = packets.iter().map(|packet| !kernel.walk(*packet).0.contains(&DROPPED)).collect();
-            switched |= now == new;
-            prop_assert!(now == if switched { &new } else { &old }[..], "after `{step}`");
-            Ok(())
+        let now = |kernel: &Kernel| -> Vec<_> {
+            packets.iter().map(|packet| !kernel.walk(*packet).0.contains(&DROPPED)).collect()
         };
-        look(&kernel, "nothing")?;
-        let steps = plan_of(&second, &kernel);
-        let stop = broken_off.index(steps.len() + 1);
-        for step in &steps[..stop] {
-            prop_assert!(kernel.make(step), "`{step}` deletes nothing");
-            look(&kernel, &step.to_string())?;
-        }
-        for step in plan_of(&second, &kernel) {
-            prop_assert!(kernel.make(&step), "`{step}` deletes nothing");
-            look(&kernel, &step.to_string())?;
-        }
-        prop_assert_eq!(plan_of(&second, &kernel), []);
-        prop_assert_eq!(by_plan(&second), packets.iter().map(|packet| !kernel.walk(*packet).0.contains(&DROPPED)).collect::<Vec<_>>());
+        step_by_step(&mut kernel, &second, broken_off, &[old, new], now)?;
     }
 
     #[test]
