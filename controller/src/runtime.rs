@@ -3,7 +3,7 @@
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use kube::{Client, runtime::reflector::store::WriterDropped};
+use kube::Client;
 use tokio::{
     sync::{Notify, watch},
     task::{JoinError, JoinSet},
@@ -44,9 +44,6 @@ pub enum RuntimeError {
     /// A task panicked.
     #[error("a task of the controller failed")]
     Task(#[from] JoinError),
-    /// A store can never be filled.
-    #[error("a reflector ended before its first list")]
-    NeverReady(#[from] WriterDropped),
     /// The server of metrics and probes failed.
     #[error("the server of metrics and probes failed")]
     Telemetry(#[from] std::io::Error),
@@ -87,7 +84,7 @@ impl Sources {
     ) -> Result<Self, RuntimeError> {
         let mut reflectors = JoinSet::new();
         let stores = Stores::start(client, served, namespace, changed, &mut reflectors);
-        stores.ready(waits).await?;
+        stores.ready(waits).await.map_err(RuntimeError::ReflectorEnded)?;
         Ok(Self { stores, reflectors })
     }
 

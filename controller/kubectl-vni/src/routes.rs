@@ -217,9 +217,8 @@ fn of_node(
 ) -> impl Iterator<Item = TypeFive> {
     let underlay = node.underlay.as_ref();
     let own = |net: &IpNet| tenant.pools.iter().any(|pool| pool.cidr.contains(net));
-    let blocks =
-        snapshot.blocks.iter().filter(|block| block.spec.node == node.node && !block.spec.is_deleted());
-    let prefixes: BTreeSet<IpNet> = blocks.filter_map(|b| b.spec.cidr.parse().ok()).filter(own).collect();
+    let blocks = snapshot.blocks.iter().filter(|block| block.node == node.node);
+    let prefixes: BTreeSet<IpNet> = blocks.map(|block| block.net).filter(own).collect();
     prefixes.into_iter().filter_map(move |prefix| {
         let underlay = underlay?;
         let exported = if tenant.export_rts.is_empty() {

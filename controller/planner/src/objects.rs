@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{
     Snapshot,
-    snapshot::{PasswordSecret, Passwords},
+    snapshot::{Block, PasswordSecret, Passwords},
 };
 
 /// Why objects make no snapshot.
@@ -42,6 +42,7 @@ impl Snapshot {
     /// Calico's group is that of its objects; `projectcalico.org/v3` where both or none occur.
     pub fn from_objects(objects: impl IntoIterator<Item = Value>) -> Result<Self, ObjectError> {
         let mut snapshot = Self::default();
+        let mut blocks = Vec::new();
         let mut seen = BTreeSet::new();
         let (mut v1, mut v3) = (false, false);
         for (document, object) in objects.into_iter().enumerate() {
@@ -57,19 +58,27 @@ impl Snapshot {
                 v3 |= group == CalicoApi::V3.group();
                 // Of the kinds looked at only EndpointSlices have a namespace of their own.
                 let namespace = text("/metadata/namespace").unwrap_or_default();
-                if snapshot.add(group, &kind, &name, object)?
+                if snapshot.add(group, &kind, &name, object, &mut blocks)?
                     && !seen.insert((kind.clone(), namespace, name.clone()))
                 {
                     return Err(ObjectError::Twice { kind, name });
                 }
             }
         }
+        snapshot.blocks = blocks.into();
         snapshot.calico_api = if v1 && !v3 { CalicoApi::CrdV1 } else { CalicoApi::V3 };
         Ok(snapshot)
     }
 
     /// Whether it is of a kind that is looked at.
-    fn add(&mut self, group: &str, kind: &str, name: &str, object: Value) -> Result<bool, ObjectError> {
+    fn add(
+        &mut self,
+        group: &str,
+        kind: &str,
+        name: &str,
+        object: Value,
+        blocks: &mut Vec<Block>,
+    ) -> Result<bool, ObjectError> {
         // The objects that the controller itself makes begin so; others' peers and filters are none of its business.
         let ours = name.starts_with("calico-vni-");
         match (group, kind) {
@@ -87,7 +96,7 @@ impl Snapshot {
             ("discovery.k8s.io", "EndpointSlice") => self.endpoint_slices.push(read(kind, name, object)?),
             ("projectcalico.org" | "crd.projectcalico.org", kind) => match kind {
                 "IPPool" => self.pools.push(read(kind, name, object)?),
-                "BlockAffinity" => self.blocks.push(Arc::new(read(kind, name, object)?)),
+                "BlockAffinity" => blocks.extend(Block::of(read(kind, name, object)?)),
                 "BGPConfiguration" => self.bgp_configurations.push(read(kind, name, object)?),
                 "IPAMConfig" | "IPAMConfiguration" => self.ipam_configs.push(read(kind, name, object)?),
                 "FelixConfiguration" => self.felix_configurations.push(read(kind, name, object)?),

@@ -15,10 +15,14 @@ use calico_vni_crds::{
     keys,
 };
 use calico_vni_proto::model::REDACTED;
-use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Secret},
-    discovery::v1::EndpointSlice,
-    networking::v1::ServiceCIDR,
+use ipnet::IpNet;
+use k8s_openapi::{
+    api::{
+        core::v1::{Namespace, Node, Secret},
+        discovery::v1::EndpointSlice,
+        networking::v1::ServiceCIDR,
+    },
+    jiff::Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -34,8 +38,8 @@ pub struct Snapshot {
     pub underlays: Vec<Underlay>,
     /// All IPPools, of tenants or not.
     pub pools: Vec<IpPool>,
-    /// All BlockAffinities.
-    pub blocks: Vec<Arc<BlockAffinity>>,
+    /// All live blocks.
+    pub blocks: Arc<Vec<Block>>,
     /// Nodes; labels, annotations and name are used.
     pub nodes: Vec<Arc<Node>>,
     /// Calico's BGP settings; the one named `default` counts.
@@ -61,6 +65,26 @@ pub struct Snapshot {
     pub agents: BTreeMap<String, Arc<Agent>>,
     /// Of [`crate::Plan::lingering`], the pairs whose time is over: Node and Tenant.
     pub lingered: BTreeSet<(String, String)>,
+}
+
+/// A live block: of its BlockAffinity what plans need. A large cluster has hundreds of thousands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Node that holds it.
+    pub node: String,
+    /// Its addresses.
+    pub net: IpNet,
+    /// When its BlockAffinity was made.
+    pub created: Option<Timestamp>,
+}
+
+impl Block {
+    /// That BlockAffinity's; `None` where Calico is done with it, or its prefix cannot be read.
+    pub fn of(affinity: BlockAffinity) -> Option<Self> {
+        let net = affinity.spec.cidr.parse().ok().filter(|_| !affinity.spec.is_deleted())?;
+        let created = affinity.metadata.creation_timestamp.map(|time| time.0);
+        Some(Self { node: affinity.spec.node, net, created })
+    }
 }
 
 /// The Secrets with BGP passwords.

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     env, fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use calico_vni_planner::{Plan, Snapshot, plan, snapshot::Agent};
@@ -44,7 +45,7 @@ fn reversed(snapshot: &Snapshot) -> Snapshot {
     reversed.tenants.reverse();
     reversed.underlays.reverse();
     reversed.pools.reverse();
-    reversed.blocks.reverse();
+    Arc::make_mut(&mut reversed.blocks).reverse();
     reversed.nodes.reverse();
     reversed.bgp_configurations.reverse();
     reversed.ipam_configs.reverse();

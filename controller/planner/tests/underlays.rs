@@ -222,7 +222,7 @@ fn a_shrunken_link_prefix_takes_labels_off_first() {
 #[test]
 fn a_tenant_lingers_after_its_last_block_until_its_while_is_over() {
     let (mut rest, before) = racks(65000, 65000);
-    rest.blocks.retain(|b| b.spec.node != "n1");
+    Arc::make_mut(&mut rest.blocks).retain(|block| block.node != "n1");
     let pair = ("n1".to_owned(), "red".to_owned());
     let lingers = plan(&rest);
     assert_eq!(lingers.lingering, [pair.clone()].into());

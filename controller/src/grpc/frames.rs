@@ -14,11 +14,15 @@ use http::{HeaderMap, header::CONTENT_TYPE};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use tonic::{
-    Code, Request, Status, Streaming, body::Body, metadata::GRPC_CONTENT_TYPE, server::NamedService,
+    Code, Request, Status, Streaming, body::Body, codec::BufferSettings, metadata::GRPC_CONTENT_TYPE,
+    server::NamedService,
 };
 use tonic_prost::ProstDecoder;
 
 use super::{FROM_AGENT_MAX, Service};
+
+/// Octets that a stream keeps for what an agent says; more is had when more comes.
+const INBOUND: usize = 1 << 10;
 
 /// The service as the server takes it.
 #[derive(Clone)]
@@ -44,8 +48,8 @@ impl tower::Service<http::Request<Body>> for Served {
             if !request.uri().path().ends_with("/Sync") {
                 return Ok(Status::new(Code::Unimplemented, "there is only Sync").into_http());
             }
-            let inbound =
-                |body| Streaming::new_request(ProstDecoder::default(), body, None, Some(FROM_AGENT_MAX));
+            let decoder = ProstDecoder::new(BufferSettings::new(INBOUND, INBOUND));
+            let inbound = |body| Streaming::new_request(decoder, body, None, Some(FROM_AGENT_MAX));
             Ok(match service.sync(Request::from_http(request.map(inbound))).await {
                 Ok(frames) => response(frames),
                 Err(status) => status.into_http(),

@@ -32,11 +32,8 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    core::{ApiResource, DynamicObject},
-    runtime::{
-        reflector::{Store, store::WriterDropped},
-        watcher,
-    },
+    core::{ApiResource, DeserializeGuard, DynamicObject},
+    runtime::{reflector::Store, watcher},
 };
 use tokio::{
     sync::{Notify, watch},
@@ -45,18 +42,24 @@ use tokio::{
 use tracing::{info, warn};
 
 use self::{
+    blocks::Blocks,
     reduce::{endpoint_slice, has_prefix, node, secret},
     reflect::Start,
 };
 use crate::detect::Served;
 
+mod blocks;
 mod reduce;
 mod reflect;
 
 /// Names of our BGPPeers and BGPFilters begin with it. Labels cannot select them, since Calico may hide labels in JSON.
 pub const NAME_PREFIX: &str = "calico-vni-";
 
+/// A kind, and when its first list has been read.
+type Waiting<'s> = (&'static str, BoxFuture<'s, Result<(), &'static str>>);
+
 const TENANTS: &str = "Tenant";
+const BLOCKS: &str = "BlockAffinity";
 const SLICES: &str = "EndpointSlice";
 
 /// How often it is told that something is still missing or still fails.
@@ -69,7 +72,7 @@ pub struct Stores {
     underlays: Store<Underlay>,
     nodes: Store<Node>,
     pools: Store<IpPool>,
-    blocks: Store<BlockAffinity>,
+    blocks: Blocks,
     bgp_configurations: Store<BgpConfiguration>,
     ipam_configs: Option<Store<IpamConfig>>,
     felix_configurations: Option<Store<FelixConfiguration>>,
@@ -111,6 +114,9 @@ impl Stores {
         let secrets = namespace.map(|namespace| {
             start.follow(Api::namespaced(client.clone(), namespace), (), "Secret", secret, passwords)
         });
+        let (blocks, mut writer) = Blocks::new();
+        let affinities: Api<DeserializeGuard<BlockAffinity>> = Api::all_with(client.clone(), &api);
+        start.watch(affinities, BLOCKS, reflect::all(), move |event| writer.take(event));
         Self {
             served,
             tenants: start.reflect((), TENANTS, |_| true),
@@ -122,7 +128,7 @@ impl Stores {
             secrets,
             service_cidrs: served.service_cidr.then(|| start.reflect((), "ServiceCIDR", |_| true)),
             pools: start.reflect(api, "IPPool", |_| true),
-            blocks: start.reflect(api, "BlockAffinity", |_| true),
+            blocks,
             bgp_configurations: start.reflect(api, "BGPConfiguration", |_| true),
             ipam_configs: served.ipam_config.then(|| start.reflect(api, "IPAMConfiguration", |_| true)),
             felix_configurations: served
@@ -144,32 +150,39 @@ impl Stores {
     }
 
     /// Waits until every store has been filled once; `waits` is told for which kinds. What is not served and may be missing is
-    /// not awaited.
-    pub async fn ready(&self, mut waits: impl FnMut(Vec<&'static str>)) -> Result<(), WriterDropped> {
-        let mut waiting: Vec<(&'static str, BoxFuture<'_, Result<(), WriterDropped>>)> = vec![
-            (TENANTS, self.tenants.wait_until_ready().boxed()),
-            ("Underlay", self.underlays.wait_until_ready().boxed()),
-            ("Node", self.nodes.wait_until_ready().boxed()),
-            ("Namespace", self.namespaces.wait_until_ready().boxed()),
-            ("IPPool", self.pools.wait_until_ready().boxed()),
-            ("BlockAffinity", self.blocks.wait_until_ready().boxed()),
-            ("BGPConfiguration", self.bgp_configurations.wait_until_ready().boxed()),
-            ("BGPPeer", self.peers.wait_until_ready().boxed()),
-            ("BGPFilter", self.filters.wait_until_ready().boxed()),
+    /// not awaited. Fails with the kind whose reflector has ended.
+    pub async fn ready(&self, mut waits: impl FnMut(Vec<&'static str>)) -> Result<(), &'static str> {
+        fn read<'s, K>(kind: &'static str, store: &'s Store<K>) -> Waiting<'s>
+        where
+            K: Resource + Clone + Send + Sync + 'static,
+            K::DynamicType: Eq + Hash + Clone + Send + Sync,
+        {
+            (kind, store.wait_until_ready().map_err(move |_| kind).boxed())
+        }
+        let mut waiting: Vec<Waiting<'_>> = vec![
+            read(TENANTS, &self.tenants),
+            read("Underlay", &self.underlays),
+            read("Node", &self.nodes),
+            read("Namespace", &self.namespaces),
+            read("IPPool", &self.pools),
+            (BLOCKS, self.blocks.wait_until_ready().map_err(|_| BLOCKS).boxed()),
+            read("BGPConfiguration", &self.bgp_configurations),
+            read("BGPPeer", &self.peers),
+            read("BGPFilter", &self.filters),
         ];
         if let Some(store) = &self.ipam_configs {
-            waiting.push(("IPAMConfiguration", store.wait_until_ready().boxed()));
+            waiting.push(read("IPAMConfiguration", store));
         }
         if let Some(store) = &self.felix_configurations {
-            waiting.push(("FelixConfiguration", store.wait_until_ready().boxed()));
+            waiting.push(read("FelixConfiguration", store));
         }
         if let Some(store) = &self.service_cidrs {
-            waiting.push(("ServiceCIDR", store.wait_until_ready().boxed()));
+            waiting.push(read("ServiceCIDR", store));
         }
         if let Some(store) = &self.secrets {
-            waiting.push(("Secret", store.wait_until_ready().boxed()));
+            waiting.push(read("Secret", store));
         }
-        waiting.push((SLICES, self.endpoint_slices.wait_until_ready().boxed()));
+        waiting.push(read(SLICES, &self.endpoint_slices));
         let mut missing: BTreeSet<&'static str> = waiting.iter().map(|(kind, _)| *kind).collect();
         let mut lists: FuturesUnordered<_> =
             waiting.into_iter().map(|(kind, ready)| ready.map_ok(move |()| kind)).collect();

@@ -25,6 +25,11 @@ use tracing::{debug, info, warn};
 use super::{TELL, reduce::last_other};
 use crate::with_causes;
 
+/// Everything of a kind is watched, for ever.
+pub(super) fn all() -> watch::Receiver<Option<watcher::Config>> {
+    watch::channel(Some(watcher::Config::default())).1
+}
+
 /// Starts reflectors.
 pub(super) struct Start<'a> {
     pub client: &'a Client,
@@ -45,8 +50,7 @@ impl Start<'_> {
         K: Resource + Clone + Debug + PartialEq + DeserializeOwned + Send + Sync + 'static,
         K::DynamicType: Eq + Hash + Clone + Send + Sync,
     {
-        let (_, all) = watch::channel(Some(watcher::Config::default()));
-        self.follow(Api::all_with(self.client.clone(), &types), types, kind, keep, all)
+        self.follow(Api::all_with(self.client.clone(), &types), types, kind, keep, all())
     }
 
     /// Starts one whose selection may change; what was read before stays until the new one has been read whole.
@@ -56,7 +60,7 @@ impl Start<'_> {
         types: K::DynamicType,
         kind: &'static str,
         keep: fn(&mut K) -> bool,
-        mut selection: watch::Receiver<Option<watcher::Config>>,
+        selection: watch::Receiver<Option<watcher::Config>>,
     ) -> Store<K>
     where
         K: Resource + Clone + Debug + PartialEq + DeserializeOwned + Send + Sync + 'static,
@@ -64,8 +68,23 @@ impl Start<'_> {
     {
         let writer = Writer::new(types.clone());
         let store = writer.as_reader();
-        let mut reflector =
-            Reflector { kind, types, keep, store: writer.as_reader(), writer, changed: self.changed.clone() };
+        let mut reflector = Reflector { kind, types, keep, store: writer.as_reader(), writer };
+        self.watch(api, kind, selection, move |event| reflector.take(event));
+        store
+    }
+
+    /// Starts a watch. `take` is given what it tells, and says whether that could matter to a plan.
+    pub(super) fn watch<K>(
+        &mut self,
+        api: Api<DeserializeGuard<K>>,
+        kind: &'static str,
+        mut selection: watch::Receiver<Option<watcher::Config>>,
+        mut take: impl FnMut(Event<DeserializeGuard<K>>) -> bool + Send + 'static,
+    ) where
+        K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+        K::DynamicType: Clone,
+    {
+        let changed = Arc::clone(self.changed);
         self.tasks.spawn(async move {
             let mut told: Option<Instant> = None;
             loop {
@@ -86,7 +105,9 @@ impl Start<'_> {
                             if told.take().is_some() {
                                 info!(kind, "watching again");
                             }
-                            reflector.take(event);
+                            if take(event) {
+                                changed.notify_one();
+                            }
                         }
                         Some(Err(error)) if told.is_none_or(|at| at.elapsed() >= TELL) => {
                             warn!(
@@ -102,7 +123,6 @@ impl Start<'_> {
                 }
             }
         });
-        store
     }
 }
 
@@ -116,7 +136,6 @@ where
     keep: fn(&mut K) -> bool,
     store: Store<K>,
     writer: Writer<K>,
-    changed: Arc<Notify>,
 }
 
 impl<K> Reflector<K>
@@ -124,7 +143,8 @@ where
     K: Resource + Clone + PartialEq + 'static,
     K::DynamicType: Eq + Hash + Clone,
 {
-    fn take(&mut self, event: Event<DeserializeGuard<K>>) {
+    /// Stores that, and says whether it could matter to a plan.
+    fn take(&mut self, event: Event<DeserializeGuard<K>>) -> bool {
         let event = match event {
             Event::Apply(object) => self.read(object).map(Event::Apply),
             Event::InitApply(object) => self.read(object).map(Event::InitApply),
@@ -133,16 +153,14 @@ where
             Event::Init => Some(Event::Init),
             Event::InitDone => Some(Event::InitDone),
         };
-        let Some(event) = event else { return };
+        let Some(event) = event else { return false };
         let matters = match &event {
             Event::Apply(object) => self.stored(object.meta()).is_none_or(|old| !same(&old, object)),
             Event::Delete(_) | Event::InitDone => true,
             Event::Init | Event::InitApply(_) => false,
         };
         self.writer.apply_watcher_event(&event);
-        if matters {
-            self.changed.notify_one();
-        }
+        matters
     }
 
     /// The object without what is of no use here; `None` when it is not to be stored.
@@ -186,22 +204,13 @@ fn same<K: Resource + Clone + PartialEq>(old: &K, new: &K) -> bool {
 #[cfg(test)]
 mod tests {
     use calico_vni_crds::calico::{CalicoApi, IpPool};
-    use futures::FutureExt;
     use serde_json::{Value, json};
 
     use super::*;
 
     fn reflector() -> Reflector<IpPool> {
         let writer = Writer::new(CalicoApi::V3);
-        let changed = Arc::new(Notify::new());
-        Reflector {
-            kind: "IPPool",
-            types: CalicoApi::V3,
-            keep: |_| true,
-            store: writer.as_reader(),
-            writer,
-            changed,
-        }
+        Reflector { kind: "IPPool", types: CalicoApi::V3, keep: |_| true, store: writer.as_reader(), writer }
     }
 
     fn pool(version: &str, cidr: &Value) -> DeserializeGuard<IpPool> {
@@ -212,10 +221,6 @@ mod tests {
         .unwrap()
     }
 
-    fn signalled(reflector: &Reflector<IpPool>) -> bool {
-        reflector.changed.notified().now_or_never().is_some()
-    }
-
     fn stored(reflector: &Reflector<IpPool>) -> Vec<(String, String)> {
         let objects = reflector.store.state();
         objects.iter().map(|p| (p.resource_version().unwrap(), p.spec.cidr.clone())).collect()
@@ -224,20 +229,17 @@ mod tests {
     #[test]
     fn only_changes_that_matter_call_for_a_plan() {
         let mut reflector = reflector();
-        reflector.take(Event::Init);
-        reflector.take(Event::InitApply(pool("1", &json!("10.0.0.0/16"))));
-        assert!(!signalled(&reflector) && stored(&reflector).is_empty(), "not before the list is whole");
-        reflector.take(Event::InitDone);
-        assert!(signalled(&reflector));
+        assert!(!reflector.take(Event::Init));
+        assert!(!reflector.take(Event::InitApply(pool("1", &json!("10.0.0.0/16")))));
+        assert!(stored(&reflector).is_empty(), "not before the list is whole");
+        assert!(reflector.take(Event::InitDone));
         assert_eq!(reflector.store.state()[0].metadata.managed_fields.as_ref().map(Vec::len), Some(1));
 
-        reflector.take(Event::Apply(pool("2", &json!("10.0.0.0/16"))));
-        assert!(!signalled(&reflector), "a new version of the same");
+        assert!(!reflector.take(Event::Apply(pool("2", &json!("10.0.0.0/16")))), "a new version of the same");
         assert_eq!(stored(&reflector), [("2".to_owned(), "10.0.0.0/16".to_owned())], "is kept all the same");
-        reflector.take(Event::Apply(pool("3", &json!("10.1.0.0/16"))));
-        assert!(signalled(&reflector));
-        reflector.take(Event::Delete(pool("4", &json!("10.1.0.0/16"))));
-        assert!(signalled(&reflector) && stored(&reflector).is_empty());
+        assert!(reflector.take(Event::Apply(pool("3", &json!("10.1.0.0/16")))));
+        assert!(reflector.take(Event::Delete(pool("4", &json!("10.1.0.0/16")))));
+        assert!(stored(&reflector).is_empty());
     }
 
     #[test]

@@ -98,6 +98,19 @@ pub struct Told {
     pub message: String,
 }
 
+/// What a node was let have last, beside what is wanted for it. Looked up once: of thousands of nodes it is most of the work.
+#[derive(Debug)]
+enum Way {
+    /// It is not known what the node has.
+    Unknown,
+    /// It has what is wanted.
+    There(Arc<NodePlan>),
+    /// Parts of it differ that change in stages.
+    Staged(Arc<NodePlan>),
+    /// It is so different that it changes at once.
+    Direct,
+}
+
 /// All roll-outs.
 #[derive(Debug, Default)]
 pub struct Rollouts {
@@ -171,6 +184,44 @@ impl Flight {
     }
 }
 
+impl Way {
+    /// The staged changes on it.
+    fn changes(&self, want: &NodePlan, heard: Option<&Heard>) -> Vec<(Unit, Target)> {
+        let Some(underlay) = &want.underlay else { return Vec::new() };
+        let unit = |part| Unit { underlay: underlay.name.clone(), part };
+        match self {
+            Self::There(_) | Self::Direct => Vec::new(),
+            Self::Staged(have) => {
+                targets(have, want).into_iter().map(|(part, target)| (unit(part), target)).collect()
+            }
+            Self::Unknown => match heard.and_then(|heard| heard.holds) {
+                Some(holds) if holds != digest(want) => vec![(unit(Part::Whole), Target::Whole)],
+                _ => Vec::new(),
+            },
+        }
+    }
+
+    /// What the node is let have, given the changes whose turn it is there.
+    fn config(self, want: &NodePlan, heard: Option<&Heard>, go: &BTreeSet<Unit>) -> Option<Arc<NodePlan>> {
+        match self {
+            Self::There(have) => Some(have),
+            Self::Staged(have) => {
+                let go = |part: &Part| go.iter().any(|unit| unit.part == *part);
+                let config = held(&have, want, go);
+                Some(if *have == config { have } else { Arc::new(config) })
+            }
+            Self::Direct => Some(Arc::new(want.clone())),
+            // Of one that is away and not known nothing can be told before it comes.
+            Self::Unknown => {
+                let heard = heard?;
+                let as_wanted = heard.holds.is_none_or(|holds| holds == digest(want));
+                let turn = go.iter().any(|unit| unit.part == Part::Whole);
+                (as_wanted || turn || want.underlay.is_none()).then(|| Arc::new(want.clone()))
+            }
+        }
+    }
+}
+
 impl Rollouts {
     /// What each node is let have now; as long as it stays the same it is the same object. A node without an entry is offered
     /// nothing.
@@ -183,8 +234,9 @@ impl Rollouts {
         // Who waits for which change, and who carries what it is a change of.
         let mut waiting: BTreeMap<Unit, BTreeSet<&str>> = BTreeMap::new();
         let mut wants: BTreeMap<Unit, Target> = BTreeMap::new();
-        for (node, want) in *wanted {
-            for (unit, target) in self.changes(node, want, heard.get(node)) {
+        let ways: Vec<Way> = wanted.iter().map(|(node, want)| self.way(node, want)).collect();
+        for ((node, want), way) in wanted.iter().zip(&ways) {
+            for (unit, target) in way.changes(want, heard.get(node)) {
                 waiting.entry(unit.clone()).or_default().insert(node);
                 wants.insert(unit, target);
             }
@@ -214,14 +266,14 @@ impl Rollouts {
         }
 
         let mut offers = BTreeMap::new();
-        for (node, want) in *wanted {
-            let none = BTreeSet::new();
+        let none = BTreeSet::new();
+        for ((node, want), way) in wanted.iter().zip(ways) {
             let go = go.get(node.as_str()).unwrap_or(&none);
-            if let Some(config) = self.config(node, want, heard.get(node), go) {
-                self.released.insert(node.clone(), Arc::clone(&config));
+            if let Some(config) = way.config(want, heard.get(node), go) {
                 offers.insert(node.clone(), config);
             }
         }
+        self.released.extend(offers.iter().map(|(node, config)| (node.clone(), Arc::clone(config))));
         offers
     }
 
@@ -235,46 +287,12 @@ impl Rollouts {
         self.due
     }
 
-    /// The staged changes between what a node was let have and what is wanted for it.
-    fn changes(&self, node: &str, want: &NodePlan, heard: Option<&Heard>) -> Vec<(Unit, Target)> {
-        let Some(underlay) = &want.underlay else { return Vec::new() };
-        let unit = |part| Unit { underlay: underlay.name.clone(), part };
+    fn way(&self, node: &str, want: &NodePlan) -> Way {
         match self.released.get(node) {
-            Some(have) if **have == *want => Vec::new(),
-            Some(have) if is_staged(have, want) => {
-                targets(have, want).into_iter().map(|(part, target)| (unit(part), target)).collect()
-            }
-            Some(_) => Vec::new(),
-            None => match heard.and_then(|heard| heard.holds) {
-                Some(holds) if holds != digest(want) => vec![(unit(Part::Whole), Target::Whole)],
-                _ => Vec::new(),
-            },
-        }
-    }
-
-    /// What the node is let have, given the changes whose turn it is there.
-    fn config(
-        &self,
-        node: &str,
-        want: &NodePlan,
-        heard: Option<&Heard>,
-        go: &BTreeSet<Unit>,
-    ) -> Option<Arc<NodePlan>> {
-        match self.released.get(node) {
-            Some(have) if **have == *want => Some(Arc::clone(have)),
-            Some(have) if is_staged(have, want) => {
-                let go = |part: &Part| go.iter().any(|unit| unit.part == *part);
-                let config = held(have, want, go);
-                Some(if **have == config { Arc::clone(have) } else { Arc::new(config) })
-            }
-            Some(_) => Some(Arc::new(want.clone())),
-            // Of one that is away and not known nothing can be told before it comes.
-            None => {
-                let heard = heard?;
-                let as_wanted = heard.holds.is_none_or(|holds| holds == digest(want));
-                let turn = go.iter().any(|unit| unit.part == Part::Whole);
-                (as_wanted || turn || want.underlay.is_none()).then(|| Arc::new(want.clone()))
-            }
+            None => Way::Unknown,
+            Some(have) if **have == *want => Way::There(Arc::clone(have)),
+            Some(have) if is_staged(have, want) => Way::Staged(Arc::clone(have)),
+            Some(_) => Way::Direct,
         }
     }
 

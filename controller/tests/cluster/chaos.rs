@@ -25,7 +25,10 @@ use calico_vni_crds::{
     },
     keys,
 };
-use calico_vni_planner::{Plan, Snapshot, snapshot::Agent};
+use calico_vni_planner::{
+    Plan, Snapshot,
+    snapshot::{Agent, Block},
+};
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::{
     Api, Resource, ResourceExt,
@@ -338,7 +341,9 @@ impl Run {
             tenants: self.list::<Tenant>(&()).await,
             underlays: self.list::<Underlay>(&()).await,
             pools: self.list::<IpPool>(&v3).await,
-            blocks: self.list::<BlockAffinity>(&v3).await.into_iter().map(Arc::new).collect(),
+            blocks: Arc::new(
+                self.list::<BlockAffinity>(&v3).await.into_iter().filter_map(Block::of).collect(),
+            ),
             nodes: self.list::<Node>(&()).await.into_iter().map(Arc::new).collect(),
             bgp_configurations: self.list::<BgpConfiguration>(&v3).await,
             ipam_configs: self.list::<IpamConfig>(&v3).await,

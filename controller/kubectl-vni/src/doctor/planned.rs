@@ -203,8 +203,7 @@ fn accepted(plan: &Plan) -> Vec<IpNet> {
 
 /// Blocks that are in use, with their nodes.
 pub fn blocks(facts: &Facts) -> impl Iterator<Item = (&str, IpNet)> {
-    let live = facts.snapshot.blocks.iter().filter(|block| !block.spec.is_deleted());
-    live.filter_map(|block| Some((block.spec.node.as_str(), block.spec.cidr.parse().ok()?)))
+    facts.snapshot.blocks.iter().map(|block| (block.node.as_str(), block.net))
 }
 
 /// A Tenant's pools, and what it and its pods can be assigned and reach.

@@ -57,10 +57,8 @@ fn plain(snapshot: &Snapshot, valid: &Validated<'_>, net: IpNet) -> Vec<IpNet> {
     let mut open = prefix::subtract(&[net], &nets);
     for pool in inner {
         let Some(created) = &pool.object.metadata.creation_timestamp else { continue };
-        let before = snapshot.blocks.iter().filter(|b| {
-            !b.spec.is_deleted() && b.metadata.creation_timestamp.as_ref().is_some_and(|c| c.0 < created.0)
-        });
-        let blocks = before.filter_map(|b| b.spec.cidr.parse::<IpNet>().ok());
+        let before = snapshot.blocks.iter().filter(|b| b.created.is_some_and(|at| at < created.0));
+        let blocks = before.map(|block| block.net);
         open.extend(blocks.filter(|block| pool.cidr.is_some_and(|cidr| cidr.contains(block))));
     }
     open

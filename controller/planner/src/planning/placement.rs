@@ -10,7 +10,6 @@ use calico_vni_proto::{
     model::{Pool as ModelPool, Tenant as ModelTenant, Underlay as ModelUnderlay},
     names,
 };
-use ipnet::IpNet;
 use kube::core::SelectorExt;
 
 use crate::{
@@ -180,13 +179,9 @@ fn hosted(snapshot: &Snapshot, valid: &Validated<'_>, active: &[bool]) -> Vec<Ve
     let by_name: HashMap<&str, usize> =
         valid.nodes.iter().enumerate().map(|(n, node)| (node.name, n)).collect();
     let mut hosted = vec![Vec::new(); valid.nodes.len()];
-    for block in snapshot.blocks.iter().filter(|b| !b.spec.is_deleted()) {
-        let (Some(&node), Ok(net)) =
-            (by_name.get(block.spec.node.as_str()), block.spec.cidr.parse::<IpNet>())
-        else {
-            continue;
-        };
-        let (v6, first, last) = span(&net);
+    for block in snapshot.blocks.iter() {
+        let Some(&node) = by_name.get(block.node.as_str()) else { continue };
+        let (v6, first, last) = span(&block.net);
         let after = pools.partition_point(|((w6, start, _), _)| (*w6, *start) <= (v6, first));
         if let Some(((w6, _, end), t)) = after.checked_sub(1).map(|i| pools[i])
             && w6 == v6

@@ -151,9 +151,8 @@ impl<'g> Closed<'g> {
         let all = tenants.chain(guard.quarantined.iter().map(|net| (*net, None)));
         let mut pools: Vec<_> = all.map(|(net, tenant)| (span(&net), net, tenant)).collect();
         pools.sort_unstable();
-        let live = snapshot.blocks.iter().filter(|b| !b.spec.is_deleted() && !guard.quarantined.is_empty());
-        let mut blocks: Vec<Span> =
-            live.filter_map(|b| b.spec.cidr.parse::<IpNet>().ok()).map(|net| span(&net)).collect();
+        let blocks = snapshot.blocks.iter().filter(|_| !guard.quarantined.is_empty());
+        let mut blocks: Vec<Span> = blocks.map(|block| span(&block.net)).collect();
         blocks.sort_unstable();
         Self { pools, blocks }
     }

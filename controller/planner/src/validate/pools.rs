@@ -13,7 +13,7 @@ use super::{Age, ServicePrefix, Tenant, Underlay, Verdict, age};
 use crate::{
     prefix::{self, Span},
     reason,
-    snapshot::Snapshot,
+    snapshot::{Block, Snapshot},
 };
 
 /// An IPPool.
@@ -274,10 +274,8 @@ pub(super) fn remember<'a>(snapshot: &'a Snapshot, pools: &mut Vec<Pool<'a>>, te
 
 /// Live blocks in the order of their addresses, with their prefix lengths.
 fn live(snapshot: &Snapshot) -> Vec<(Span, u8)> {
-    let blocks = snapshot.blocks.iter().filter(|b| !b.spec.is_deleted());
-    let mut blocks: Vec<_> = (blocks.filter_map(|b| b.spec.cidr.parse::<IpNet>().ok()))
-        .map(|net| (prefix::span(&net), net.prefix_len()))
-        .collect();
+    let sized = |block: &Block| (prefix::span(&block.net), block.net.prefix_len());
+    let mut blocks: Vec<_> = snapshot.blocks.iter().map(sized).collect();
     blocks.sort_unstable();
     blocks
 }
