@@ -6,7 +6,7 @@ TOOLS := target/tools/bin
 LAB := target/debug/lab
 ROUTER_IMAGE ?= ghcr.io/calico-vni/calico-vni-router:$(shell sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: help deps generate build images kube helm demo test test-unit test-e2e previous upgrade-e2e kind-e2e image-e2e kind-parts book fuzz fuzz-router fuzz-planner bench-plan bench-fanout check fmt clippy deny generated advisories up down
+.PHONY: help deps generate build images kube helm demo test test-unit test-e2e previous upgrade-e2e uninstall-e2e kind-e2e image-e2e kind-parts book fuzz fuzz-router fuzz-planner bench-plan bench-fanout check fmt clippy deny generated advisories up down
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
@@ -73,6 +73,9 @@ previous: ## controller and agent of the version before this one, from the histo
 
 upgrade-e2e: deps kube build previous ## the lab's upgrade: from the version before this one, with tenants in use (needs root)
 	@$(LAB) test upgrade
+
+uninstall-e2e: deps kube helm build ## the lab's uninstall: the chart goes with tenants in use, and nothing is left (needs root)
+	@$(LAB) test uninstall
 
 kind-e2e: kind-parts ## the chart on real kubelets: install, rights, leader, upgrade, uninstall, in a kind cluster by podman (needs root)
 	@$(LAB) kind test

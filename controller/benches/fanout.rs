@@ -87,14 +87,31 @@ fn main() {
         return runtime.block_on(play_agents(&endpoint(address, authority), number));
     }
     println!("{} tenants, {} on each node; times in ms", args.tenants, args.each);
-    println!(
-        "{:>7} {:>9} {:>9} {:>9} {:>9} {:>9} {:>11} {:>9} {:>9}",
-        "agents", "storm", "re-plan", "publish", "p50", "p99", "bytes sent", "affected", "RSS MB"
-    );
-    for &size in &args.sizes {
-        runtime.block_on(measure(&args, size));
+    println!("{:>12} {}", "agents", COLUMNS.map(|(name, _)| format!("{name:>11}")).concat());
+    let rows: Vec<Row> = args.sizes.iter().map(|&size| runtime.block_on(measure(&args, size))).collect();
+    let goals = COLUMNS.map(|(_, goal)| goal.map_or_else(String::new, |goal| format!("<= {goal:.0}")));
+    println!("{:>12} {}", "goal", goals.map(|goal| format!("{goal:>11}")).concat());
+    if let (Some(first), Some(last)) = (rows.first(), rows.last().filter(|_| rows.len() > 1)) {
+        let grown: Vec<String> =
+            first.iter().zip(last).map(|(a, b)| format!("{:>11}", format!("x{:.1}", b / a))).collect();
+        let agents = format!("{} to {}", args.sizes[0], args.sizes[rows.len() - 1]);
+        println!("{agents:>12} {}", grown.concat());
     }
 }
+
+/// What is measured beside the number of agents, and on two cores the goals for 5,000 of them.
+const COLUMNS: [(&str, Option<f64>); 8] = [
+    ("storm", Some(60_000.0)),
+    ("re-plan", Some(100.0)),
+    ("publish", None),
+    ("change p50", None),
+    ("change p99", Some(300.0)),
+    ("bytes sent", None),
+    ("affected", None),
+    ("RSS MB", Some(500.0)),
+];
+
+type Row = [f64; COLUMNS.len()];
 
 fn name(node: usize) -> String {
     format!("node-{node:05}")
@@ -174,7 +191,7 @@ impl Proof for Simulated {
 /// Begins a simulated token; the node's name follows.
 const TOKEN: &str = "token-of-";
 
-async fn measure(args: &Args, size: usize) {
+async fn measure(args: &Args, size: usize) -> Row {
     let mut snapshot = cluster(args.tenants, args.each, size);
     // What the agents of a settled cluster have said: every node carries what it should.
     for n in 0..size {
@@ -222,20 +239,21 @@ async fn measure(args: &Args, size: usize) {
         whole.push(controller.run(Instant::now()).await);
         controller.rest().await;
     }
-    let sent = (children.bytes() - before) / CHANGES as u64;
-    let affected = size * args.each / args.tenants;
-    println!(
-        "{size:>7} {:>9.0} {:>9.1} {:>9.1} {:>9.0} {:>9.0} {sent:>11} {affected:>9} {:>9}",
+    let row = [
         ms(storm),
         ms(quantile(&mut controller.planning, 0.5)),
         ms(quantile(&mut controller.publishing, 0.5)),
         ms(quantile(&mut whole, 0.5)),
         ms(quantile(&mut whole, 0.99)),
-        resident_mb(),
-    );
+        number(children.bytes() - before) / number(CHANGES as u64),
+        number((size * args.each / args.tenants) as u64),
+        number(resident_mb()),
+    ];
+    println!("{size:>12} {}", row.map(|value| format!("{value:>11.0}")).concat());
     shutdown.cancel();
     children.end();
     server.await.expect("the server does not panic").expect("the server ends well");
+    row
 }
 
 /// The controller's one loop, without what it writes to the API server.
@@ -320,6 +338,11 @@ impl Controller {
             self.work();
         }
     }
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn number(count: u64) -> f64 {
+    count as f64
 }
 
 fn ms(time: Duration) -> f64 {

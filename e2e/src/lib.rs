@@ -13,6 +13,7 @@ pub mod matrix;
 pub mod nodes;
 pub mod paths;
 pub mod release;
+pub mod remains;
 pub mod run;
 pub mod scenarios;
 pub mod sink;

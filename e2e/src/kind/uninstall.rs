@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
+use calico_vni_crds::calico::CalicoApi;
 use serde_json::Value;
 
 use super::{
     cluster::{Cluster, until},
     node::{Node, UPLINK},
 };
-use crate::step;
+use crate::{remains, step};
 
 /// Takes all of it away; what is there then has to be what was there before.
 pub async fn all(cluster: &Cluster, before: &BTreeSet<String>) -> Result<()> {
@@ -55,41 +56,10 @@ pub async fn traces(cluster: &Cluster) -> Result<BTreeSet<String>> {
     for node in &cluster.nodes {
         traces.extend(on_node(node).await?.into_iter().map(|trace| format!("{}: {trace}", node.name)));
     }
-    for kind in ["nodes", "namespaces"] {
-        for object in objects(cluster, kind).await? {
-            let metadata = &object["metadata"];
-            for (place, keys) in [("label", &metadata["labels"]), ("annotation", &metadata["annotations"])] {
-                let keys = keys.as_object().into_iter().flatten().map(|(key, _)| key);
-                let ours = keys.filter(|key| key.contains("calico-vni.io"));
-                traces.extend(ours.map(|key| format!("{kind} {}: {place} {key}", metadata["name"])));
-            }
-        }
-    }
-    for kind in [
-        "namespaces",
-        "customresourcedefinitions",
-        "clusterroles",
-        "clusterrolebindings",
-        "validatingadmissionpolicies",
-        "validatingadmissionpolicybindings",
-        "bgppeers.projectcalico.org",
-        "bgpfilters.projectcalico.org",
-        "ippools.projectcalico.org",
-    ] {
-        for object in objects(cluster, kind).await? {
-            traces.insert(format!("{kind} {}", object["metadata"]["name"]));
-            let held = object["metadata"]["finalizers"].as_array().into_iter().flatten();
-            let held = held.filter(|name| name.as_str().is_some_and(|name| name.contains("calico-vni")));
-            traces
-                .extend(held.map(|name| format!("{kind} {}: finalizer {name}", object["metadata"]["name"])));
-        }
-    }
+    let calico = CalicoApi::V3.group();
+    traces
+        .extend(remains::in_api(async |arguments: &[&str]| cluster.kubectl(arguments).await, calico).await?);
     Ok(traces)
-}
-
-async fn objects(cluster: &Cluster, kind: &str) -> Result<Vec<Value>> {
-    let list: Value = serde_json::from_str(&cluster.kubectl(&["get", kind, "-o", "json"]).await?)?;
-    Ok(list["items"].as_array().context("a list without items")?.clone())
 }
 
 /// What the node's network and its folders hold, but for what comes and goes with pods.

@@ -24,6 +24,7 @@ pub mod second_tenant;
 pub mod services;
 pub mod spoofing;
 pub mod transitions;
+pub mod uninstall;
 pub mod upgrade;
 pub mod withdraw;
 
@@ -40,7 +41,7 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which they can be played: the others stand on what the first one makes.
-pub static ALL: [Scenario; 19] = [
+pub static ALL: [Scenario; 20] = [
     Scenario {
         name: "demo",
         shows: "an annotated pool and a Tenant become VRFs; tenants reach their own and nobody else",
@@ -136,11 +137,17 @@ pub static ALL: [Scenario; 19] = [
         shows: "a node that is cleaned up has its interface back and nothing of ours",
         play: |world| Box::pin(cleanup::play(world)),
     },
+    Scenario {
+        name: "uninstall",
+        shows: "with tenants in use the chart is uninstalled as its page says, and nothing is left on nodes or in the API",
+        play: |world| Box::pin(uninstall::play(world)),
+    },
 ];
 
 /// Scenarios that are played only when their whole name is asked for: they take an emulated machine many minutes, the upgrade
-/// needs a second build, and the one of the lost VRF waits for a recovery of FRR 8.4 that has been seen to work a few times only.
-const BY_NAME: [&str; 5] = [UPGRADE, "many_vrfs", "chaos", "doctor", "vrf_deleted"];
+/// needs a second build, the one of the lost VRF waits for a recovery of FRR 8.4 that has been seen to work a few times only, and
+/// after uninstalling there is nothing left.
+const BY_NAME: [&str; 6] = [UPGRADE, "many_vrfs", "chaos", "doctor", "vrf_deleted", "uninstall"];
 
 /// The one that begins with the release before this one.
 const UPGRADE: &str = "upgrade";

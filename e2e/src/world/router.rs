@@ -122,7 +122,8 @@ impl Router<'_> {
 
     /// Starts it with a clock that differs by so much, in the words of faketime(1).
     pub async fn start_agent_at(self, world: &World, offset: Option<&str>) -> Result<()> {
-        let mut arguments = vec!["run".into(), "--node".into(), self.0.name.clone()];
+        let mut arguments =
+            vec!["run".into(), "--cleanup-when-idle".into(), "--node".into(), self.0.name.clone()];
         arguments.extend(["--controller".into(), format!("http://127.0.0.1:{CONTROLLER}")]);
         arguments.extend(self.places());
         let mut command = self.command(world, arguments)?;
@@ -144,6 +145,19 @@ impl Router<'_> {
     /// What the agent has logged since the lab began.
     pub async fn agent_log(self, world: &World) -> Result<String> {
         world.lab.nodes().read(&format!("{LOG_DIR}/{}.log", self.agent_name())).await
+    }
+
+    /// Asks agent and FRR to end, as when their pod goes, and waits until both have.
+    pub async fn end(self, world: &World) -> Result<()> {
+        let nodes = world.lab.nodes();
+        for name in [self.frr_name(), self.agent_name()] {
+            nodes.signal(&name, Signal::SIGTERM as i32).await?;
+        }
+        for name in [self.agent_name(), self.frr_name()] {
+            let code = nodes.wait(&name).await?;
+            ensure!(code == 0, "{name} ended with {code}");
+        }
+        Ok(())
     }
 
     /// Kills the agent (SIGKILL).
