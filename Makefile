@@ -42,7 +42,7 @@ down: ## stop a lab that was left behind
 test: deps kube helm ## everything: unit, golden, property, kernel, real API server, the lab's scenarios, kind unless KIND=0 (needs root)
 	@$(CARGO) test --workspace
 	@$(LAB) test
-	@LAB_CALICO_API=v1 $(LAB) test withdraw     # once more where Calico's kinds are in its older group
+	@LAB_CALICO_API=v1 $(LAB) test withdraw uninstall     # where Calico's kinds are in its older group; at the end nothing is left
 ifeq ($(KIND),0)
 	@echo 'kind: left out, by KIND=0: chart and images were not tried on real kubelets'
 else
