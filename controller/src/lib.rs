@@ -26,6 +26,7 @@ pub mod publish;
 pub mod replica;
 pub mod rollout;
 pub mod runtime;
+pub mod served;
 pub mod status;
 
 /// A plan is made of some hundred thousand small pieces that are dropped again. With glibc's allocator one for 5,000 nodes took

@@ -1,32 +1,26 @@
-//! What the controller measures of itself, and the probes that follow from its gate. No I/O; [`calico_vni_telemetry`] serves
-//! it.
+//! What the controller measures of itself. No I/O; [`crate::served`] gives it out.
 //!
 //! A label is a word of ours, a reason, or the name of a pool that is quarantined, of which only so many are told: never a
 //! node, a pod or a prefix.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
 use calico_vni_planner::Plan;
-use calico_vni_telemetry::{Maker, Metrics as Told, Readiness, Source};
+use calico_vni_telemetry::{Maker, Metrics as Told};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 use crate::{
     apply::write::{Key, WriteError},
-    grpc::{Gate, door::Door},
     rollout::{Part, Told as Rollout},
 };
 
 /// Quarantined pools that are told by name; all of them are counted.
-const POOLS: usize = 500;
+pub(crate) const POOLS: usize = 500;
 /// Versions of agents that are told apart; an agent says its own, so there could be as many as agents.
 const VERSIONS: usize = 10;
 /// What the agents of further versions count as.
@@ -118,6 +112,23 @@ struct OfRollout {
 
 type Gauges<L> = Family<L, Gauge>;
 type Counters<L> = Family<L, Counter>;
+
+/// What is looked at when somebody asks.
+#[derive(Clone, Debug, Default)]
+pub struct Now {
+    /// Whether this controller leads.
+    pub leads: bool,
+    /// Agents that are connected.
+    pub connected: usize,
+    /// Of these, those that hold what they are offered.
+    pub in_step: usize,
+    /// How many of them are of which version.
+    pub versions: BTreeMap<String, usize>,
+    /// Agents that were refused so far.
+    pub refused: u64,
+    /// Viewers that were refused so far.
+    pub viewers_refused: u64,
+}
 
 /// What is measured.
 #[derive(Debug)]
@@ -326,6 +337,23 @@ impl Metrics {
     pub fn acknowledged(&self, after: Duration) {
         self.acknowledge.observe(after.as_secs_f64());
     }
+
+    /// All of it, in the text format of OpenMetrics.
+    pub fn text(&self, now: Now) -> String {
+        {
+            let _whole = self.told.hold();
+            self.leads.set(now.leads.into());
+            self.connected.set(number(now.connected));
+            self.in_step.set(number(now.in_step));
+            self.refused.inner().store(now.refused, Ordering::Relaxed);
+            self.viewers_refused.inner().store(now.viewers_refused, Ordering::Relaxed);
+            self.versions.clear();
+            for (version, count) in few(now.versions) {
+                self.versions.get_or_create(&OfVersion { version }).set(number(count));
+            }
+        }
+        self.told.text()
+    }
 }
 
 fn conditions<'a>(family: &Gauges<OfCondition>, all: impl Iterator<Item = &'a Vec<Condition>>) {
@@ -348,201 +376,14 @@ fn few(versions: BTreeMap<String, usize>) -> BTreeMap<String, usize> {
     ordered.into_iter().collect()
 }
 
-/// What is served: the metrics, with what is looked at when somebody asks.
-pub struct Served {
-    /// What is measured.
-    pub metrics: Arc<Metrics>,
-    /// Whether agents are let in, and to which table.
-    pub gate: watch::Receiver<Gate>,
-    /// Whether this controller leads.
-    pub leads: watch::Receiver<bool>,
-    /// Who refuses agents and viewers.
-    pub door: Arc<Door>,
-}
-
-impl Source for Served {
-    fn metrics(&self) -> String {
-        let Self { metrics, .. } = self;
-        let (standing, versions) = match &*self.gate.borrow() {
-            Gate::Open(agents) => (agents.standing(), agents.versions()),
-            Gate::Preparing { .. } | Gate::Standby { .. } => Default::default(),
-        };
-        {
-            let _whole = metrics.told.hold();
-            metrics.leads.set((*self.leads.borrow()).into());
-            metrics.connected.set(number(standing.connected));
-            metrics.in_step.set(number(standing.in_step));
-            metrics.refused.inner().store(self.door.refused(), Ordering::Relaxed);
-            metrics.viewers_refused.inner().store(self.door.viewers_refused(), Ordering::Relaxed);
-            metrics.versions.clear();
-            for (version, count) in few(versions) {
-                metrics.versions.get_or_create(&OfVersion { version }).set(number(count));
-            }
-        }
-        metrics.told.text()
-    }
-
-    fn readiness(&self) -> Readiness {
-        match &*self.gate.borrow() {
-            Gate::Open(_) => Readiness::Ready("leads, and has read everything".to_owned()),
-            Gate::Standby { reason } => Readiness::Ready(reason.clone()),
-            Gate::Preparing { missing } => Readiness::Missing(missing.clone()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use calico_vni_crds::{TenantStatus, UnderlayStatus};
-    use calico_vni_proto::wire;
-    use calico_vni_telemetry::testing::{Scrape, assert_documented};
-    use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
-    use tokio::sync::Notify;
-    use tokio_util::sync::CancellationToken;
-
     use super::*;
-    use crate::{
-        agents::{Agents, tests::offer},
-        rollout::Unit,
-    };
-
-    fn served(gate: Gate) -> (Served, watch::Sender<Gate>, watch::Sender<bool>) {
-        let (gate, leads) = (watch::Sender::new(gate), watch::Sender::new(true));
-        let served = Served {
-            metrics: Arc::default(),
-            gate: gate.subscribe(),
-            leads: leads.subscribe(),
-            door: Door::open(),
-        };
-        (served, gate, leads)
-    }
-
-    fn scrape(served: &Served) -> Scrape {
-        Scrape::parse(&served.metrics()).unwrap()
-    }
-
-    fn plan(quarantined: impl IntoIterator<Item = (String, &'static str)>) -> Plan {
-        let condition = |type_: &str, status: &str| Condition {
-            type_: type_.to_owned(),
-            status: status.to_owned(),
-            reason: String::new(),
-            message: String::new(),
-            observed_generation: None,
-            last_transition_time: Time(Timestamp::UNIX_EPOCH),
-        };
-        let of = |status| vec![condition("Accepted", "True"), condition("Programmed", status)];
-        let tenant = |status| TenantStatus { conditions: of(status), ..TenantStatus::default() };
-        let underlay = UnderlayStatus { conditions: of("True"), ..UnderlayStatus::default() };
-        Plan {
-            tenant_status: [("red".to_owned(), tenant("True")), ("blue".to_owned(), tenant("False"))].into(),
-            underlay_status: [("fabric".to_owned(), underlay)].into(),
-            quarantined: quarantined.into_iter().collect(),
-            ..Plan::default()
-        }
-    }
-
-    fn rollout(part: Part, stopped: bool) -> Rollout {
-        let unit = Unit { underlay: "fabric".to_owned(), part };
-        Rollout { unit, stopped, held: 7, trying: 1, message: String::new() }
-    }
-
-    fn applied(config: &[u8], error: &str) -> wire::Applied {
-        let digest = |body: &[u8]| calico_vni_proto::codec::Digest::of(body).to_wire();
-        wire::Applied {
-            config_digest: digest(config),
-            guard_digest: digest(b"g"),
-            tenants: vec![wire::TenantResult { name: "red".into(), vni: 1001, error: error.into() }],
-        }
-    }
-
-    /// One that has a series of each metric.
-    fn full() -> Served {
-        let (served, gate, _) = served(Gate::Preparing { missing: String::new() });
-        let m = Arc::clone(&served.metrics);
-        m.planned(&plan([("p".to_owned(), "NatOutgoing"), ("q".to_owned(), "NatOutgoing")]));
-        m.rolling(&[rollout(Part::Tenant("red".to_owned()), true), rollout(Part::Underlay, false)]);
-        m.pass(Duration::from_millis(7));
-        m.stage(Stage::Plan, Duration::from_millis(3));
-        let key = |op| Key { kind: "Node", name: "n1".to_owned(), op };
-        m.wrote(&key("label"), None);
-        m.wrote(&key("label"), Some(&WriteError::Conflict));
-        let agents = Agents::new(Arc::new(Notify::new()), CancellationToken::new(), m);
-        let session = agents.join("n1", "0.1.0", None);
-        agents.offer([("n1".to_owned(), offer(b"g", b"a"))].into());
-        session.applied(applied(b"a", "no"));
-        session.applied(applied(b"a", ""));
-        session.rejected(wire::Rejected { digest: vec![7; 32], reason: "bad".into() });
-        // The session ends with this, and stays in the table for as long as it is not dropped.
-        std::mem::forget(session);
-        gate.send_replace(Gate::Open(agents));
-        served
-    }
 
     #[test]
-    fn every_metric_is_told_and_documented() {
-        let scrape = scrape(&full());
-        let value = |name: &str, labels: &[(&str, &str)]| {
-            scrape.value(&format!("calico_vni_controller_{name}"), labels)
-        };
-        assert_eq!(value("leads", &[]), Some(1.0));
-        assert_eq!(value("tenants", &[("condition", "Programmed"), ("status", "False")]), Some(1.0));
-        assert_eq!(value("quarantined_pools", &[("reason", "NatOutgoing")]), Some(2.0));
-        assert_eq!(value("pool_quarantined", &[("pool", "q"), ("reason", "NatOutgoing")]), Some(1.0));
-        let write = |result| [("kind", "Node"), ("op", "label"), ("result", result)];
-        assert_eq!(value("writes_total", &write("done")), Some(1.0));
-        assert_eq!(value("writes_total", &write("conflict")), Some(1.0));
-        assert_eq!((value("agents_connected", &[]), value("agents_in_step", &[])), (Some(1.0), Some(1.0)));
-        assert_eq!(value("agents", &[("version", "0.1.0")]), Some(1.0));
-        assert_eq!((value("offers_total", &[]), value("rejections_total", &[])), (Some(1.0), Some(1.0)));
-        assert_eq!(value("results_total", &[("result", "partial")]), Some(1.0));
-        assert_eq!(value("results_total", &[("result", "complete")]), Some(1.0));
-        assert_eq!(value("acknowledge_duration_seconds_count", &[]), Some(1.0), "from offer to first word");
-        assert_eq!(value("stage_duration_seconds_count", &[("stage", "plan")]), Some(1.0));
-        let rollout = |part, state| [("part", part), ("state", state)];
-        assert_eq!(value("rollouts", &rollout("tenant", "stopped")), Some(1.0));
-        assert_eq!(value("rollouts", &rollout("underlay", "running")), Some(1.0));
-        assert_eq!(value("rollout_nodes", &rollout("tenant", "held")), Some(7.0));
-        assert_eq!(value("rollout_nodes", &rollout("underlay", "trying")), Some(1.0));
-        let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
-        assert_documented(&docs, "Of the controller", &scrape);
-    }
-
-    #[test]
-    fn labels_are_bounded_and_what_is_over_is_gone() {
-        let (served, ..) = served(Gate::Standby { reason: String::new() });
-        let many = (0..2000).map(|i| (format!("pool-{i:04}"), "PoolOverlap"));
-        served.metrics.planned(&plan(many));
-        let seen = scrape(&served);
-        assert_eq!(seen.series("calico_vni_controller_pool_quarantined").len(), POOLS);
-        let all = [("reason", "PoolOverlap")];
-        assert_eq!(seen.value("calico_vni_controller_quarantined_pools", &all), Some(2000.0));
-        served.metrics.planned(&plan([]));
-        assert_eq!(scrape(&served).series("calico_vni_controller_pool_quarantined"), []);
-        assert_eq!(scrape(&served).series("calico_vni_controller_quarantined_pools"), []);
-        assert_eq!(scrape(&served).series("calico_vni_controller_tenants").len(), 3);
-        served.metrics.rolling(&[rollout(Part::Underlay, false)]);
-        served.metrics.rests();
-        assert_eq!(scrape(&served).series("calico_vni_controller_rollouts"), []);
-        assert_eq!(scrape(&served).series("calico_vni_controller_tenants"), []);
-
+    fn only_so_many_versions_are_told_apart() {
         let versions = (0..30).map(|i| (format!("v{i:02}"), 30 - i)).collect();
         let few = few(versions);
         assert_eq!((few.len(), few["v00"], few[OTHER]), (VERSIONS + 1, 30, (1..=20).sum()));
-    }
-
-    #[test]
-    fn who_leads_is_ready_when_everything_is_read_and_who_stands_by_is_ready() {
-        let missing = "the first list of IPPool".to_owned();
-        let (served, gate, leads) = served(Gate::Preparing { missing: missing.clone() });
-        assert_eq!(served.readiness(), Readiness::Missing(missing));
-        gate.send_replace(Gate::Standby { reason: "standby; other leads".to_owned() });
-        leads.send_replace(false);
-        assert_eq!(served.readiness(), Readiness::Ready("standby; other leads".to_owned()));
-        assert_eq!(scrape(&served).value("calico_vni_controller_leads", &[]), Some(0.0));
-        let agents = Agents::new(Arc::default(), CancellationToken::new(), Arc::default());
-        gate.send_replace(Gate::Open(agents));
-        assert!(matches!(served.readiness(), Readiness::Ready(_)));
     }
 }

@@ -13,8 +13,9 @@ use tracing::error;
 use crate::{
     grpc::{self, Access, Gate},
     leader::Candidate,
-    metrics::{Metrics, Served},
+    metrics::Metrics,
     runtime::{self, RuntimeError, Settings},
+    served::Served,
 };
 
 /// Longest wait for agents to take leave when the controller stops.

@@ -113,15 +113,18 @@ impl Writer {
 
     /// The block, if it is live.
     fn block(&self, name: &str, affinity: DeserializeGuard<BlockAffinity>) -> Option<Block> {
-        affinity.0.map(Block::of).unwrap_or_else(|invalid| {
-            warn!(
-                kind = "BlockAffinity",
-                name,
-                error = invalid.error,
-                "this object cannot be read; what was read of it before stays"
-            );
-            lock(&self.held).live.get(name).cloned()
-        })
+        affinity.0.map_or_else(
+            |invalid| {
+                warn!(
+                    kind = "BlockAffinity",
+                    name,
+                    error = invalid.error,
+                    "this object cannot be read; what was read of it before stays"
+                );
+                lock(&self.held).live.get(name).cloned()
+            },
+            Block::of,
+        )
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::status::{Told, some_of};
+use super::told::{Told, some_of};
 use crate::{
     Snapshot,
     plan::{About, Notice},

@@ -7,6 +7,7 @@ mod namespaces;
 mod placement;
 mod services;
 mod status;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::core::SelectorExt;
 use serde::{Deserialize, Serialize};
 
-use super::status::{Told, some_of};
+use super::told::{Told, some_of};
 use crate::{
     Snapshot,
     plan::{About, Notice},

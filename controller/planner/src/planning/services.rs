@@ -10,7 +10,7 @@ use calico_vni_proto::model::{Endpoint, Guard, Protocol, SharedService};
 use ipnet::IpNet;
 use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice};
 
-use super::status::{Told, some_of};
+use super::told::{Told, some_of};
 use crate::{
     Snapshot,
     prefix::{Span, span},

@@ -13,26 +13,16 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 
-use super::{health, nobodys, placement::Placement};
+use super::{
+    health, nobodys,
+    placement::Placement,
+    told::{NAMED, Told, few, some_of},
+};
 use crate::{
     Plan, Snapshot, reason,
     snapshot::Agent,
     validate::{Claim, Pool, Seat, Tenant, Underlay, Validated, Verdict},
 };
-
-/// How many of a list a message names.
-const NAMED: usize = 3;
-
-/// A condition of one object, found elsewhere.
-#[derive(Clone, Debug)]
-pub(super) struct Told {
-    /// Whether it holds.
-    pub holds: bool,
-    /// One word.
-    pub reason: &'static str,
-    /// What is so, with the way out where it is wrong.
-    pub message: String,
-}
 
 /// How a tenant or an underlay fares on the nodes.
 #[derive(Clone, Debug, Default)]
@@ -426,25 +416,6 @@ fn condition(kind: &str, holds: bool, reason: &str, message: String, generation:
         message,
         observed_generation: generation,
         last_transition_time: Time(Timestamp::UNIX_EPOCH),
-    }
-}
-
-/// The first few, and how many more there are.
-pub(super) fn some_of(mut items: impl Iterator<Item = String>) -> String {
-    let named: Vec<String> = items.by_ref().take(NAMED).collect();
-    match items.count() {
-        0 => named.join("; "),
-        more => format!("{}; and {more} more", named.join("; ")),
-    }
-}
-
-/// The same of words in the middle of a sentence; `None` where there are none.
-fn few(words: &[String]) -> Option<String> {
-    let (named, more) = words.split_at(NAMED.min(words.len()));
-    match (named, more) {
-        ([], _) => None,
-        (named, []) => Some(named.join(", ")),
-        (named, more) => Some(format!("{} and {} more", named.join(", "), more.len())),
     }
 }
 
