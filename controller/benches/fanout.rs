@@ -1,10 +1,11 @@
 //! How the controller's cost grows with the cluster: `make bench-fanout`, or with other sizes
 //! `cargo bench -p calico-vni-controller --bench fanout -- --sizes 500,1000`.
 //!
-//! The controller's own planner, publisher and gRPC server run in this process, without an API server; the agents run in
-//! another one, each with a connection of its own over loopback and TLS, check whom they talk to, decode what they get, and
-//! answer as real ones do. Their tokens are looked at here, where the real controller asks the API server. What is printed is
-//! measured here: from a Tenant's change (what a reflector would tell) to the last affected agent's word.
+//! The controller's own loop runs in this process up to where nodes are told, and its gRPC server, without an API server; the
+//! agents run in another one, each with a connection of its own over loopback and TLS, check whom they talk to, decode what they
+//! get, and answer as real ones do. Their tokens are looked at here, where the real controller asks the API server. What is
+//! printed is measured here: from a Tenant's change (what a reflector would tell) to the last affected agent's word. `re-plan`
+//! is all from observing to what the API server would have to be written, and `publish` what follows for nodes.
 
 use std::{
     collections::BTreeMap,
@@ -19,10 +20,16 @@ use std::{
 };
 
 use calico_vni_controller::{
-    agents::Agents,
+    agents::{Agents, VERSION},
+    apply::{
+        Applier, Pass,
+        write::{Cluster, Stored, Write, WriteError},
+    },
     grpc::{self, AGE, Access, Gate, door::Door},
+    metrics::Metrics,
+    observe::{Observed, parsed},
+    planning::Planning,
     publish::Publisher,
-    rollout::{Input, Rollouts},
     runtime::GATHER,
 };
 use calico_vni_identity::{
@@ -31,7 +38,7 @@ use calico_vni_identity::{
     serving::Certificate,
     token::{Denied, Proof},
 };
-use calico_vni_planner::{Snapshot, plan, simulate};
+use calico_vni_planner::{Snapshot, simulate};
 use calico_vni_proto::{
     codec::{Codec as _, Digest},
     model::{NodeConfig, Tenant},
@@ -40,6 +47,8 @@ use calico_vni_proto::{
 use clap::Parser;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
+use kube::{Resource, ResourceExt as _, core::DynamicObject};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
@@ -213,7 +222,7 @@ async fn measure(args: &Args, size: usize) -> Row {
     let shutdown = CancellationToken::new();
     let agents = Agents::new(Arc::clone(&changed), shutdown.clone(), Arc::default());
     let mut controller = Controller::new(snapshot, Arc::clone(&agents), changed, size);
-    controller.work();
+    controller.work().await;
     let gate = watch::Sender::new(Gate::Open(Arc::clone(&agents)));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
@@ -229,8 +238,8 @@ async fn measure(args: &Args, size: usize) -> Row {
     let mut children = Played::start(&address, size, &authority.bundle());
     let storm = controller.run(started).await;
     controller.rest().await;
-    controller.planning.clear();
-    controller.publishing.clear();
+    controller.replans.clear();
+    controller.publishes.clear();
     let before = children.bytes();
 
     let mut whole = Vec::new();
@@ -241,8 +250,8 @@ async fn measure(args: &Args, size: usize) -> Row {
     }
     let row = [
         ms(storm),
-        ms(quantile(&mut controller.planning, 0.5)),
-        ms(quantile(&mut controller.publishing, 0.5)),
+        ms(quantile(&mut controller.replans, 0.5)),
+        ms(quantile(&mut controller.publishes, 0.5)),
         ms(quantile(&mut whole, 0.5)),
         ms(quantile(&mut whole, 0.99)),
         number(children.bytes() - before) / number(CHANGES as u64),
@@ -256,22 +265,56 @@ async fn measure(args: &Args, size: usize) -> Row {
     row
 }
 
-/// The controller's one loop, without what it writes to the API server.
+/// A cluster that is right is written nothing: no write comes before nodes are told of a tenant's change.
+struct Right;
+
+impl Cluster for Right {
+    async fn write(&self, write: &Write) -> Result<Stored, WriteError> {
+        panic!("{write:?} though all is as it should be")
+    }
+}
+
+/// The controller's one loop up to where nodes are told, without an API server.
 struct Controller {
+    /// What reflectors hold.
     snapshot: Snapshot,
+    peers: BTreeMap<String, Arc<DynamicObject>>,
+    filters: BTreeMap<String, Arc<DynamicObject>>,
     agents: Arc<Agents>,
     changed: Arc<Notify>,
-    rollouts: Rollouts,
+    applier: Applier<Right>,
+    planning: Planning,
     publisher: Publisher,
     size: usize,
-    planning: Vec<Duration>,
-    publishing: Vec<Duration>,
+    replans: Vec<Duration>,
+    publishes: Vec<Duration>,
 }
 
 impl Controller {
-    fn new(snapshot: Snapshot, agents: Arc<Agents>, changed: Arc<Notify>, size: usize) -> Self {
-        let (rollouts, publisher, planning, publishing) = Default::default();
-        Self { snapshot, agents, changed, rollouts, publisher, size, planning, publishing }
+    fn new(mut snapshot: Snapshot, agents: Arc<Agents>, changed: Arc<Notify>, size: usize) -> Self {
+        let peers = dynamic(&std::mem::take(&mut snapshot.peers));
+        let filters = dynamic(&std::mem::take(&mut snapshot.filters));
+        // With stages it would be measured how long agents take.
+        for underlay in &mut snapshot.underlays {
+            underlay.spec.rollout.max_unavailable_percent = 100;
+        }
+        let metrics = Arc::new(Metrics::default());
+        let applier = Applier::new(Right, Arc::clone(&metrics));
+        let planning = Planning::new(Duration::from_mins(10), metrics);
+        let (publisher, replans, publishes) = Default::default();
+        Self {
+            snapshot,
+            peers,
+            filters,
+            agents,
+            changed,
+            applier,
+            planning,
+            publisher,
+            size,
+            replans,
+            publishes,
+        }
     }
 
     /// What a reflector would tell.
@@ -283,25 +326,32 @@ impl Controller {
     }
 
     /// Plans and offers once.
-    fn work(&mut self) {
-        let started = Instant::now();
+    async fn work(&mut self) {
+        let started = tokio::time::Instant::now();
         let heard = self.agents.heard();
-        self.snapshot.agents = self.agents.said();
-        let plan = plan(&self.snapshot);
-        self.planning.push(started.elapsed());
+        let snapshot = Snapshot {
+            peers: parsed(&self.peers),
+            filters: parsed(&self.filters),
+            agents: self.agents.said(),
+            ..self.snapshot.clone()
+        };
+        let (peers, filters) = (self.peers.clone(), self.filters.clone());
+        let mut observed = Observed { snapshot, peers, filters };
+        self.applier.complete(&mut observed);
+        let planned = self.planning.plan(&mut observed.snapshot, &heard, &self.agents.others(), started);
+        let mut pass = Pass::new(&planned.plan, &observed);
+        self.applier.prepare(&mut pass).await;
+        self.applier.withdraw(&mut pass).await;
+        self.replans.push(started.elapsed());
         let started = Instant::now();
-        // With stages it would be measured how long agents take.
-        let shares = BTreeMap::from([("fabric".to_owned(), 100)]);
-        let input = Input { wanted: &plan.nodes, heard: &heard, shares: &shares };
-        let configs = self.rollouts.advance(&input, tokio::time::Instant::now());
-        self.publisher.publish(&plan, &configs, &self.agents);
-        self.publishing.push(started.elapsed());
+        self.publisher.publish(&planned.plan, &planned.configs, &self.agents);
+        self.publishes.push(started.elapsed());
     }
 
     /// Works as changes come, and returns the time from `started` until all agents hold and have acknowledged what is
     /// offered since.
     async fn run(&mut self, started: Instant) -> Duration {
-        let before = self.planning.len();
+        let before = self.replans.len();
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut due = None;
@@ -314,7 +364,7 @@ impl Controller {
             };
             tokio::select! {
                 () = gathered => {
-                    self.work();
+                    self.work().await;
                     due = None;
                 }
                 () = self.changed.notified(), if due.is_none() => {
@@ -322,7 +372,7 @@ impl Controller {
                 }
                 _ = look.tick() => {
                     let standing = self.agents.standing();
-                    if standing.in_step == self.size && self.planning.len() > before {
+                    if standing.in_step == self.size && self.replans.len() > before {
                         return started.elapsed();
                     }
                     assert!(started.elapsed() < PATIENCE, "{standing:?} of {} after {PATIENCE:?}", self.size);
@@ -335,7 +385,7 @@ impl Controller {
     async fn rest(&mut self) {
         while tokio::time::timeout(2 * GATHER, self.changed.notified()).await.is_ok() {
             tokio::time::sleep(GATHER).await;
-            self.work();
+            self.work().await;
         }
     }
 }
@@ -343,6 +393,16 @@ impl Controller {
 #[allow(clippy::cast_precision_loss)]
 fn number(count: u64) -> f64 {
     count as f64
+}
+
+/// These, as a reflector holds them.
+fn dynamic<K: Serialize + Resource>(objects: &[K]) -> BTreeMap<String, Arc<DynamicObject>> {
+    let whole = objects.iter().map(|object| {
+        let value = serde_json::to_value(object).expect("plain data");
+        let object: DynamicObject = serde_json::from_value(value).expect("an object");
+        (object.name_any(), Arc::new(object))
+    });
+    whole.collect()
 }
 
 fn ms(time: Duration) -> f64 {
@@ -428,7 +488,7 @@ async fn stream(
     let mut client = RouterClient::new(endpoint.connect().await?).max_decoding_message_size(32 << 20);
     let (say, said) = mpsc::channel(4);
     let message = |message| wire::FromAgent { message: Some(message) };
-    let hello = wire::Hello { node: node.to_owned(), version: "bench".into(), ..Default::default() };
+    let hello = wire::Hello { node: node.to_owned(), version: VERSION.into(), ..Default::default() };
     say.send(message(from_agent::Message::Hello(hello))).await?;
     let mut request = Request::new(ReceiverStream::new(said));
     request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}{node}").parse()?);

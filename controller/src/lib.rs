@@ -22,6 +22,7 @@ pub mod leader;
 pub mod linger;
 pub mod metrics;
 pub mod observe;
+pub mod planning;
 pub mod publish;
 pub mod replica;
 pub mod rollout;
@@ -30,7 +31,7 @@ pub mod served;
 pub mod status;
 
 /// A plan is made of some hundred thousand small pieces that are dropped again. With glibc's allocator one for 5,000 nodes took
-/// twice as long (137 ms, not 70: `make bench-fanout`), and the process a seventh less memory (376 MB, not 435).
+/// twice as long (137 ms, not 70, in `make bench-fanout`), and the process had a seventh less memory (376 MB, not 435).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

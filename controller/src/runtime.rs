@@ -18,18 +18,14 @@ use crate::{
     detect::{self, Served},
     events::Events,
     grpc::Gate,
-    linger::Linger,
     metrics::{Metrics, Stage},
     observe::Stores,
+    planning::{Planned, Planning},
     publish::Publisher,
-    rollout::{Input, Rollouts},
-    status::{self, Beyond},
 };
 
 /// Changes are gathered this long before a plan is made of them.
 pub const GATHER: Duration = Duration::from_millis(100);
-/// Agents that lost their controller come again within 30 s; so long statuses count no router as lost.
-const GRACE: Duration = Duration::from_secs(40);
 /// Longest reading of everything in another group, before it is asked anew which group that is.
 const READ_ANEW: Duration = Duration::from_mins(1);
 /// How often it is asked whether a group that was about to end has ended.
@@ -158,11 +154,9 @@ async fn control(
     metrics: &Arc<Metrics>,
     settings: &Settings,
 ) -> Result<Infallible, RuntimeError> {
-    let began = Instant::now();
     let mut applier = Applier::new(KubeCluster::new(client, sources.stores.api()), Arc::clone(metrics));
     let mut publisher = Publisher::default();
-    let mut rollouts = Rollouts::default();
-    let mut linger = Linger::new(settings.linger);
+    let mut planning = Planning::new(settings.linger, Arc::clone(metrics));
     let mut events = Events::start(client.clone());
     let read_other =
         |served| Sources::read_other(client.clone(), served, settings.namespace.clone(), changed.clone());
@@ -175,23 +169,10 @@ async fn control(
         let mut due = None;
         if detect::still(client, sources.stores.served()).await {
             applier.complete(&mut observed);
-            linger.fill(&mut observed.snapshot, started);
-            let planning = Instant::now();
-            let mut plan = calico_vni_planner::plan(&observed.snapshot);
-            let planned_us = micros(planning.elapsed());
-            metrics.stage(Stage::Plan, planning.elapsed());
-            let shares = status::shares(&observed.snapshot);
-            let input = Input { wanted: &plan.nodes, heard: &heard, shares: &shares };
-            let configs = rollouts.advance(&input, started);
-            let grace = Some(began + GRACE).filter(|end| {
-                Instant::now() < *end
-                    && !plan.nodes.keys().all(|node| observed.snapshot.agents.contains_key(node))
-            });
-            let (told, others, awaiting) = (rollouts.told(), &agents.others(), grace.is_some());
-            status::tell(&mut plan, &Beyond { told, others, awaiting }, &observed.snapshot);
-            metrics.planned(&plan);
-            metrics.rolling(rollouts.told());
-            linger.follow(&plan, &observed.snapshot, started);
+            let observed_us = micros(started.elapsed());
+            let Planned { plan, configs, grace } =
+                planning.plan(&mut observed.snapshot, &heard, &agents.others(), started);
+            let planned_us = micros(started.elapsed()) - observed_us;
 
             let mut pass = Pass::new(&plan, &observed);
             metrics.timed(Stage::Prepare, applier.prepare(&mut pass)).await;
@@ -199,19 +180,16 @@ async fn control(
             let publishing = Instant::now();
             publisher.publish(&plan, &configs, agents);
             metrics.stage(Stage::Publish, publishing.elapsed());
-            let establish = applier.establish(pass, Timestamp::now(), awaiting);
+            let establish = applier.establish(pass, Timestamp::now(), grace.is_some());
             let mut notices = metrics.timed(Stage::Establish, establish).await;
             notices.extend(plan.notices.iter().cloned());
             events.tell(&notices, &observed.snapshot);
-            due = [applier.next_due(), linger.next_due(started), rollouts.next_due(), grace]
-                .into_iter()
-                .flatten()
-                .min();
+            due = [applier.next_due(), planning.next_due(started), grace].into_iter().flatten().min();
             metrics.pass(started.elapsed());
             debug!(
                 tenants = observed.snapshot.tenants.len(),
                 nodes = plan.nodes.len(),
-                observed_us = micros(planning - started),
+                observed_us,
                 planned_us,
                 whole_us = micros(started.elapsed()),
                 "a plan was carried out"

@@ -14,8 +14,8 @@ use std::{
 use calico_vni_crds::{
     Tenant, Underlay,
     calico::{
-        BgpConfiguration, BgpFilter, BgpPeer, BlockAffinity, CalicoApi, FelixConfiguration, IpPool,
-        IpamConfig,
+        BgpConfiguration, BgpFilter, BgpPeer, BlockAffinity, Calico, CalicoApi, CalicoSpec,
+        FelixConfiguration, IpPool, IpamConfig,
     },
     keys,
     tenant::SERVICES,
@@ -35,6 +35,7 @@ use kube::{
     core::{ApiResource, DeserializeGuard, DynamicObject},
     runtime::{reflector::Store, watcher},
 };
+use serde::de::DeserializeOwned;
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
@@ -232,8 +233,8 @@ impl Stores {
             namespaces: list(&self.namespaces),
             service_cidrs: self.service_cidrs.as_ref().map(list).unwrap_or_default(),
             endpoint_slices: list(&self.endpoint_slices),
-            peers: peers.values().filter_map(|o| DynamicObject::clone(o).try_parse().ok()).collect(),
-            filters: filters.values().filter_map(|o| DynamicObject::clone(o).try_parse().ok()).collect(),
+            peers: parsed(&peers),
+            filters: parsed(&filters),
             passwords: Passwords::Read(self.secrets.as_ref().map(passwords).unwrap_or_default()),
             agents,
             ..Snapshot::default()
@@ -277,6 +278,18 @@ where
     K::DynamicType: Eq + Hash + Clone,
 {
     store.state().iter().map(|object| K::clone(object)).collect()
+}
+
+/// The objects as the planner knows them; of another form they are none of ours.
+pub fn parsed<S: CalicoSpec + DeserializeOwned>(
+    objects: &BTreeMap<String, Arc<DynamicObject>>,
+) -> Vec<Calico<S>> {
+    let parse = |object: &Arc<DynamicObject>| {
+        // What is not needed is not copied: there is one of each kind for each tenant, and each plan wants all.
+        let spec = S::deserialize(object.data.get("spec")?).ok()?;
+        Some(Calico { types: object.types.clone(), metadata: object.metadata.clone(), spec })
+    };
+    objects.values().filter_map(parse).collect()
 }
 
 fn passwords(store: &Store<Secret>) -> BTreeMap<String, PasswordSecret> {

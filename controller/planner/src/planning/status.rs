@@ -35,6 +35,8 @@ struct Tally {
     away: Vec<String>,
     /// Where sessions are down that should be up, in order.
     down: Vec<String>,
+    /// Routes taken from BIRD.
+    prefixes: u32,
 }
 
 impl Tally {
@@ -99,15 +101,16 @@ pub(super) fn report(
                 tenants[t].away.push(node.name.to_owned());
             }
         }
-        for session in agent.iter().flat_map(|a| &a.sessions).filter(|session| !session.established) {
+        for session in agent.iter().flat_map(|a| &a.sessions) {
             match (&session.tenant, &node.seat) {
-                (None, Seat::In { underlay, .. }) => {
+                (None, Seat::In { underlay, .. }) if !session.established => {
                     underlays[*underlay].down.push(format!("{} with {}", node.name, session.peer));
                 }
-                // Before BIRD may have its peer there is nobody to answer.
                 (Some(name), _) => {
-                    let t = by_name.get(name.as_str()).filter(|t| on_node.ready.binary_search(t).is_ok());
-                    if let Some(&t) = t {
+                    let Some(&t) = by_name.get(name.as_str()) else { continue };
+                    tenants[t].prefixes = tenants[t].prefixes.saturating_add(session.prefixes_received);
+                    // Before BIRD may have its peer there is nobody to answer.
+                    if !session.established && on_node.ready.binary_search(&t).is_ok() {
                         tenants[t].down.push(node.name.to_owned());
                     }
                 }
@@ -124,7 +127,6 @@ pub(super) fn report(
             }
         }
     }
-    let prefixes = prefixes(snapshot, &by_name, valid.tenants.len());
     let pools = pool_statuses(valid);
     let mut noticed = health::by_tenant(snapshot, valid);
     for (t, tenant) in valid.tenants.iter().enumerate() {
@@ -137,7 +139,7 @@ pub(super) fn report(
                 noticed.remove(tenant.name.as_str()),
                 programmed(snapshot, valid, placement, t, &tenants[t], plan),
             );
-            status.prefixes = Some(prefixes[t]);
+            status.prefixes = Some(tenants[t].prefixes);
             let generation = tenant.object.and_then(|o| o.metadata.generation);
             for (kind, told) in [("NamespacesAssigned", &namespaces[t]), ("ServicesReachable", &services[t])]
             {
@@ -163,16 +165,6 @@ fn trouble(agent: &Agent, tenant: Option<&String>) -> Option<String> {
         return Some(format!("its configuration was refused: {why}"));
     }
     (!agent.frr_running).then(|| "FRR does not answer".to_owned())
-}
-
-fn prefixes(snapshot: &Snapshot, by_name: &HashMap<&str, usize>, tenants: usize) -> Vec<u32> {
-    let mut prefixes = vec![0u32; tenants];
-    for session in snapshot.agents.values().flat_map(|a| &a.sessions) {
-        if let Some(&t) = session.tenant.as_deref().and_then(|name| by_name.get(name)) {
-            prefixes[t] = prefixes[t].saturating_add(session.prefixes_received);
-        }
-    }
-    prefixes
 }
 
 fn pool_status(pool: &Pool<'_>) -> PoolStatus {
