@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod calico;
+pub mod chart;
 pub mod kind;
 pub mod lab;
 pub mod leaf;
@@ -12,6 +13,7 @@ pub mod look;
 pub mod matrix;
 pub mod nodes;
 pub mod paths;
+pub mod program;
 pub mod release;
 pub mod remains;
 pub mod run;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api::{ApiSide, Process, User},
     calico::{ipam, ipam::Ipam},
+    chart,
     lab::Lab,
     matrix::{Kind, Place},
     paths,
@@ -236,17 +237,9 @@ impl World {
         self.api.kubectl(args).await
     }
 
-    /// helm as the administrator, in our namespace, started where the repository's files are.
+    /// helm as the administrator, in our namespace.
     pub async fn helm(&self, args: &[&str]) -> Result<String> {
-        let program = paths::target("tools")?.join("bin/helm");
-        ensure!(program.exists(), "{} is missing: run `make helm`", program.display());
-        let mut command = Local::new(program);
-        command.env("KUBECONFIG", self.api.kubeconfig(User::Admin)).args(args);
-        command.args(["--namespace", "calico-vni"]).current_dir(paths::checkout()).kill_on_drop(true);
-        let output = command.output().await.context("start helm")?;
-        let [said, errors] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
-        ensure!(output.status.success(), "helm {}: {errors}{said}", args.join(" "));
-        Ok(said.into_owned())
+        chart::helm(Some(&self.api.kubeconfig(User::Admin)), args).await
     }
 
     /// `kubectl apply` of a file or folder of the release, read for the group in which this run serves Calico's kinds.

@@ -4,17 +4,19 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Stdio,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use futures::future::try_join_all;
 use kube::Client;
-use tokio::{io::AsyncWriteExt as _, process::Command};
 
 use super::node::Node;
-use crate::{paths, step, wait};
+use crate::{
+    chart, paths,
+    program::{fed, output},
+    step, wait,
+};
 
 /// Name of the kind cluster.
 pub const NAME: &str = "calico-vni";
@@ -108,8 +110,7 @@ impl Cluster {
     /// helm, in our namespace. It does not wait: an agent all of whose tenants fail, as where the kernel has no VRF, is not
     /// ready, and what is waited for here says more.
     pub async fn helm(&self, args: &[&str]) -> Result<String> {
-        let helm = paths::target("tools")?.join("bin/helm");
-        output(&helm.to_string_lossy(), &[args, &["--namespace", "calico-vni"]].concat()).await
+        chart::helm(None, args).await
     }
 
     /// What all pods of a component have logged, those of before their last restart too.
@@ -137,35 +138,6 @@ pub async fn delete() -> Result<()> {
     let groups = ["/sys/fs/cgroup", "-depth", "-type", "d", "-path", "*/libpod_parent*", "-delete"];
     output("find", &groups).await.ok();
     Ok(())
-}
-
-/// Runs a program and returns what it prints; its own words are the error.
-pub async fn output(program: &str, args: &[&str]) -> Result<String> {
-    fed(program, args, &[]).await
-}
-
-/// The same, with something on its standard input.
-pub async fn fed(program: &str, args: &[&str], input: &[u8]) -> Result<String> {
-    let mut child = Command::new(program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .with_context(|| format!("{program} does not start"))?;
-    let mut stdin = child.stdin.take().context("standard input of a child")?;
-    let feed = async move {
-        // Who has heard enough closes it; how the program ends tells whether that was well.
-        drop(stdin.write_all(input).await);
-    };
-    let ((), output) = tokio::join!(feed, child.wait_with_output());
-    let output = output.with_context(|| format!("wait for {program}"))?;
-    if !output.status.success() {
-        let name = Path::new(program).file_name().unwrap_or_default().to_string_lossy();
-        bail!("{name} {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Waits with this file's patience.

@@ -3,12 +3,12 @@
 use std::{fs, path::Path};
 
 use super::cluster::{self, Cluster};
-use crate::step;
+use crate::{program::output, step};
 
 /// What kind and its nodes say of a cluster that did not come up.
 pub async fn of_creation(folder: &Path) {
     let path = folder.to_string_lossy();
-    match cluster::output("kind", &["export", "logs", "--name", cluster::NAME, &path]).await {
+    match output("kind", &["export", "logs", "--name", cluster::NAME, &path]).await {
         Ok(_) => step!("kind: what may explain the failure is in {path}"),
         Err(error) => step!("kind: no logs could be had: {error:#}"),
     }

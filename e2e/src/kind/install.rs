@@ -5,18 +5,12 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 
 use super::cluster::{Cluster, until};
-use crate::{paths, site, step};
-
-/// Folder of the chart.
-pub fn folder() -> Result<String> {
-    let folder = paths::checkout().join("deploy/helm/calico-vni");
-    Ok(folder.to_str().context("path of the checkout")?.to_owned())
-}
+use crate::{chart, site, step};
 
 /// Installs it, and waits until both controllers are ready and every agent is at the one that leads, over TLS and with its token.
 pub async fn chart(cluster: &Cluster) -> Result<()> {
     let began = std::time::Instant::now();
-    let folder = folder()?;
+    let folder = chart::folder()?;
     let mut install = vec!["install", "calico-vni", &folder, "--create-namespace"];
     // A roll-out stops at a node all of whose tenants fail. Here that has to be let pass.
     if !site::kernel_has_vrf().await? {

@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Subcommand;
 use nix::mount::{MsFlags, mount};
 
-use crate::{paths, site, step};
+use crate::{paths, program::output, site, step};
 use cluster::Cluster;
 
 /// `lab kind …`
@@ -79,7 +79,7 @@ async fn inside(stay: bool) -> Result<()> {
         mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), None::<&str>)
             .with_context(|| format!("mount a tmpfs on {}", folder.display()))?;
     }
-    cluster::output("ip", &["link", "set", "lo", "up"]).await?;
+    output("ip", &["link", "set", "lo", "up"]).await?;
 
     let cluster = match Cluster::create(&kind).await {
         Ok(cluster) => cluster,

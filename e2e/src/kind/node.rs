@@ -10,7 +10,8 @@ use kube::{Api, api::ListParams};
 use serde_json::json;
 use tokio::process::Command;
 
-use super::cluster::{Cluster, IMAGES, fed, output};
+use super::cluster::{Cluster, IMAGES};
+use crate::program::{fed, output};
 
 /// The interface that leads to the fabric.
 pub const UPLINK: &str = "eth1";

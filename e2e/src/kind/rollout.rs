@@ -10,13 +10,13 @@ use super::{
     cluster::{Cluster, NEXT, until},
     fabric, install, uninstall,
 };
-use crate::step;
+use crate::{chart, step};
 
 /// Upgrades to images of another tag, and rolls back.
 pub async fn upgrade_and_back(cluster: &Cluster) -> Result<()> {
     let before = standing(cluster).await?;
     let tags = [format!("controller.image.tag={NEXT}"), format!("router.image.tag={NEXT}")];
-    let folder = install::folder()?;
+    let folder = chart::folder()?;
     let upgrade = ["upgrade", "calico-vni", &folder, "--reuse-values", "--set", &tags[0], "--set", &tags[1]];
     cluster.helm(&upgrade).await?;
     run_all(cluster, NEXT).await?;

@@ -30,10 +30,10 @@ pub async fn as_before(world: &World, node: &Node) -> Result<()> {
     ensure!(!links.contains(" cv"), "links of ours: {links}");
     for family in ["-4", "-6"] {
         let rules = look(&["ip", family, "rule"]).await?;
-        // Of each tenant its table, of all of them the preferences below 30000.
+        // All but the kernel's own, which are 0, 32766 and 32767.
         let ours = |rule: &&str| {
             let preference = rule.split(':').next().and_then(|number| number.trim().parse().ok());
-            rule.contains("10000") || preference.is_some_and(|n: u32| (1..30_000).contains(&n))
+            preference.is_none_or(|n: u32| (1..32_766).contains(&n))
         };
         let ours: Vec<&str> = rules.lines().filter(ours).collect();
         ensure!(ours.is_empty(), "rules of ours: {ours:?}");

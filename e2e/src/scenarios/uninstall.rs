@@ -9,14 +9,15 @@ use calico_vni_crds::keys;
 
 use super::cleanup::as_before;
 use crate::{
-    remains, step, wait,
+    chart, remains, step, wait,
     world::{PATIENCE, World},
 };
 
 /// Plays it. The last scenario: nothing is left to play with.
 pub async fn play(world: &mut World) -> Result<()> {
-    let chart = "deploy/helm/calico-vni";
-    world.helm(&["install", "calico-vni", chart, "--take-ownership", "--force-conflicts"]).await?;
+    world
+        .helm(&["install", "calico-vni", &chart::folder()?, "--take-ownership", "--force-conflicts"])
+        .await?;
     let before = ours(world).await?;
     ensure!(before.len() > 20, "too little of ours is seen: {before:#?}");
     for node in &world.lab.members {
