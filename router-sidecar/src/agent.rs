@@ -17,6 +17,7 @@ use crate::{
     frr_link::FrrLink,
     frr_port::Frr as _,
     last_good::{LastGood, Told},
+    leaving::{LeavingError, Shared},
     lock::{Lock, LockError},
     metrics::Served,
     netlink::{Client, NetlinkError, events},
@@ -69,6 +70,9 @@ pub enum StartError {
     /// The kernel's events.
     #[error("cannot follow the kernel's events: {0}")]
     Events(#[from] NetlinkError),
+    /// What a clean-up has left for the next agent.
+    #[error(transparent)]
+    Leaving(#[from] LeavingError),
     /// Another agent.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -78,6 +82,9 @@ pub enum StartError {
     /// A socket that broke. What stands is not touched, and the next start opens new ones.
     #[error("a netlink socket to the kernel has broken; the agent has to be started again")]
     Deaf,
+    /// FRR has gone into another namespace. What stands in this one is not touched.
+    #[error("{} is another network namespace than it was; the agent has to be started again", .0.display())]
+    Replaced(PathBuf),
 }
 
 /// Runs the agent until the process is told to stop. What it set up stays as it is.
@@ -85,14 +92,19 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     options.dial.check()?;
     let _lock = Lock::take(&options.state_dir)?;
     let host = Arc::new(Netns::current()?);
-    let router = Arc::new(Netns::open(&options.router_netns)?);
+    // FRR's pod makes it, which may come after this one.
+    let router = tokio::select! {
+        router = Netns::wait(&options.router_netns) => Arc::new(router?),
+        () = stop_signal() => return Ok(()),
+    };
+    Shared { frr_dir: &options.frr_dir, netns: &options.router_netns }.agent_begins()?;
     let (word, changed) = mpsc::channel(1);
     events::follow(&host, word.clone())?;
     events::follow(&router, word)?;
     let kernel = Client::connect(Arc::clone(&router)).map_err(NodeError::from)?;
     let last_good = LastGood::new(&options.state_dir);
     let watch = Watch::open(Arc::clone(&host), last_good.clone())?;
-    let platform = Node::open(host, router, &options.state_dir)?;
+    let platform = Node::open(host, Arc::clone(&router), &options.state_dir)?;
     let connections = platform.connections();
 
     let told = last_good.load(&options.node);
@@ -135,6 +147,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         () = health => warn!("health ended"),
         never = telemetry(options.http_listen, served) => match never {},
         () = ended(&connections) => return Err(StartError::Deaf),
+        () = replaced(&router) => return Err(StartError::Replaced(options.router_netns)),
         () = stop_signal() => info!("stopping; what stands on the node stays as it is"),
     }
     Ok(())
@@ -219,6 +232,14 @@ async fn telemetry(address: SocketAddr, source: Arc<dyn Source>) -> Infallible {
 async fn ended(connections: &[AbortHandle]) {
     let mut tick = interval(HEALTH);
     while !connections.iter().any(AbortHandle::is_finished) {
+        tick.tick().await;
+    }
+}
+
+/// Until the name of the router's namespace is another one's, which FRR then is in.
+async fn replaced(router: &Netns) {
+    let mut tick = interval(HEALTH);
+    while !router.is_replaced() {
         tick.tick().await;
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     frr_link::FrrLink,
     frr_port::Frr,
     last_good::{LastGood, Told},
+    leaving::{LeavingError, Shared},
     lock::{LOCK_FILE, Lock},
     netns::{Netns, NetnsError},
     node::{LOADED_FILE, Node, NodeError, Platform},
@@ -42,6 +43,9 @@ pub enum CleanupError {
     /// The node.
     #[error(transparent)]
     Node(#[from] NodeError),
+    /// The end of it.
+    #[error(transparent)]
+    Leaving(#[from] LeavingError),
     /// What was kept for the next start.
     #[error("what was kept of the last configuration cannot be deleted: {0}")]
     Forget(#[source] std::io::Error),
@@ -58,18 +62,25 @@ pub fn is_idle(told: &Told) -> bool {
     carries_nothing && told.guard.as_ref().is_none_or(|held| no_pools(&held.value))
 }
 
-/// Cleans up if the node is idle, and says whether it was. Whoever uninstalls then has nothing left to do on the nodes; whoever
-/// only replaces the agent's pod gets the router's namespace made again by the next one.
+/// Cleans up if the node is idle, and says whether it was. Whoever uninstalls then has nothing left to do on the nodes. Only the
+/// name of the router's namespace stays for an FRR that runs, and for the next agent if this one was only replaced.
 pub async fn run_if_idle(node: &str, options: Options) -> Result<bool, CleanupError> {
     let idle = is_idle(&LastGood::for_a_look(&options.state_dir).load(node));
     if idle {
-        run(options).await?;
+        clean(&options).await?;
+        Shared { frr_dir: &options.frr_dir, netns: &options.router_netns }.agent_is_done()?;
     }
     Ok(idle)
 }
 
-/// Cleans up. Without a router's namespace only the host's part is looked at, in a namespace that lives for that long.
+/// Cleans up, and takes the name of the router's namespace away, whoever is in it.
 pub async fn run(options: Options) -> Result<(), CleanupError> {
+    clean(&options).await?;
+    Ok(Netns::remove(&options.router_netns)?)
+}
+
+/// Without a router's namespace only the host's part is looked at, in a namespace that lives for that long.
+async fn clean(options: &Options) -> Result<(), CleanupError> {
     let _lock = Lock::take(&options.state_dir)?;
     let host = Arc::new(Netns::current()?);
     let router = match Netns::open(&options.router_netns) {
@@ -78,7 +89,7 @@ pub async fn run(options: Options) -> Result<(), CleanupError> {
         Err(error) => return Err(error.into()),
     };
     let platform = Node::open(host, Arc::new(router), &options.state_dir)?;
-    let frr = FrrLink::new(options.frr_dir).patient();
+    let frr = FrrLink::new(options.frr_dir.clone()).patient();
     remove_all(&platform, &frr).await?;
     drop(platform);
     // An agent that starts again waits for the controller, and does not bring back what was just removed.
@@ -86,7 +97,7 @@ pub async fn run(options: Options) -> Result<(), CleanupError> {
     for file in [LOADED_FILE, LOCK_FILE] {
         files::remove(&options.state_dir.join(file)).map_err(CleanupError::Forget)?;
     }
-    Ok(Netns::remove(&options.router_netns)?)
+    Ok(())
 }
 
 async fn remove_all(platform: &impl Platform, frr: &impl Frr) -> Result<(), CleanupError> {

@@ -20,6 +20,7 @@ pub mod guard;
 pub mod last_good;
 #[cfg(test)]
 mod laws;
+pub mod leaving;
 pub mod lock;
 pub mod metrics;
 pub mod netlink;

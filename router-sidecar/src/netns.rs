@@ -6,7 +6,9 @@
 use std::{
     fs::{self, File},
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -14,6 +16,13 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::statfs::{NSFS_MAGIC, fstatfs},
 };
+use tokio::time::sleep;
+use tracing::warn;
+
+/// Between two looks whether there is one.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Between two words to whoever wonders why nothing starts.
+const SAY_AGAIN: Duration = Duration::from_mins(1);
 
 /// Why a namespace could not be made, opened or entered.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +68,28 @@ impl Netns {
         Ok(Self { path: path.to_owned(), file })
     }
 
+    /// The one that a file names, when it does.
+    pub async fn wait(path: &Path) -> Result<Self, NetnsError> {
+        let mut said: Option<Instant> = None;
+        loop {
+            let missing = match Self::open(path) {
+                Err(error @ (NetnsError::Open { .. } | NetnsError::NotOne(_))) => error,
+                known => return known,
+            };
+            if said.is_none_or(|said| said.elapsed() >= SAY_AGAIN) {
+                warn!("{missing}; waiting for it");
+                said = Some(Instant::now());
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Whether the file names another one by now. One that names none is not judged.
+    pub fn is_replaced(&self) -> bool {
+        let id = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino())).ok();
+        Self::open(&self.path).is_ok_and(|now| id(&now.file) != id(&self.file))
+    }
+
     /// The one that this thread is in.
     pub fn current() -> Result<Self, NetnsError> {
         Self::open(Path::new("/proc/thread-self/ns/net"))
@@ -86,10 +117,9 @@ impl Netns {
     /// Takes the name away. The namespace itself lives until the last process leaves it.
     pub fn remove(path: &Path) -> Result<(), NetnsError> {
         let failed = |source: io::Error| NetnsError::Failed { what: "remove", path: path.to_owned(), source };
-        match nix::mount::umount2(path, MntFlags::MNT_DETACH) {
-            // Not a mount point, or no such file: there is nothing mounted to take away.
-            Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
-            Err(error) => return Err(failed(error.into())),
+        // Otherwise nothing is mounted there.
+        if Self::open(path).is_ok() {
+            nix::mount::umount2(path, MntFlags::MNT_DETACH).map_err(|e| failed(e.into()))?;
         }
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),

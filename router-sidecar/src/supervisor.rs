@@ -5,13 +5,15 @@
 //! zebra that sees bgpd go deletes every remote router's MAC at once. Killed first, it leaves all of it standing, and
 //! the next zebra adopts it.
 //!
-//! Touches the state directory `/var/run/frr/<pathspace>` and the processes it started.
+//! Touches the state directory `/var/run/frr/<pathspace>` and the processes it started, and takes the namespace's name away
+//! where it is the last to leave a clean node ([`crate::leaving`]).
 
 use std::{
     collections::BTreeMap,
     fs, io,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    pin::pin,
     process::{ExitStatus, Stdio},
     sync::Arc,
     time::{Duration, Instant},
@@ -35,6 +37,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     frr::{self, Daemon, Driver, Version, VersionError, Vty},
+    leaving::{LOCK, LeavingError, Shared},
     netns::{Netns, NetnsError},
 };
 
@@ -51,6 +54,8 @@ const ADOPT: &str = "-K60";
 const START: Duration = Duration::from_secs(30);
 /// Between two looks whether it does.
 const LOOK: Duration = Duration::from_millis(20);
+/// Between two words to whoever wonders why nothing starts.
+const SAY_AGAIN: Duration = Duration::from_mins(1);
 /// Waiting before a restart: none at first, then twice as long after each short life.
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
@@ -100,12 +105,12 @@ pub enum Error {
     /// The user is missing.
     #[error("there is no user `{USER}`, which FRR's daemons run as; FRR's package makes it")]
     NoUser,
-    /// Another supervisor has the state directory.
-    #[error("{} is in use by another `calico-vni-router frr`; stop it or choose another pathspace", .0.display())]
-    InUse(PathBuf),
     /// The namespace.
     #[error(transparent)]
     Netns(#[from] NetnsError),
+    /// The end, on a clean node.
+    #[error(transparent)]
+    Leaving(#[from] LeavingError),
     /// The release.
     #[error(transparent)]
     Version(#[from] VersionError),
@@ -127,7 +132,8 @@ pub enum Error {
     },
 }
 
-/// Runs the daemons until SIGTERM or SIGINT, or until one cannot be started.
+/// Runs the daemons until SIGTERM or SIGINT, or until one cannot be started. Waits for another supervisor that has the state
+/// directory: a pod may be there before the one that it replaces has gone.
 pub async fn run(options: Options) -> Result<(), Error> {
     let state_dir = options.state_dir();
     let ends = |kind| {
@@ -138,7 +144,16 @@ pub async fn run(options: Options) -> Result<(), Error> {
         })
     };
     let (mut terminate, mut interrupt) = (ends(SignalKind::terminate())?, ends(SignalKind::interrupt())?);
-    let _lock = prepare(&options, &state_dir)?;
+    let mut asked = pin!(async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    });
+    let lock = tokio::select! {
+        lock = prepare(&options, &state_dir) => lock?,
+        () = &mut asked => return Ok(()),
+    };
     let version = version(&options.daemons).await?;
     kill_leftovers(&options.pathspace, &state_dir).await;
     let netns = options.router_netns.as_deref().map(Netns::open).transpose()?;
@@ -147,14 +162,20 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let mut kept = Vec::new();
     let reason = tokio::select! {
         outcome = start_all(&set, version, &mut kept) => outcome,
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        () = asked => Ok(()),
     };
     if reason.is_ok() {
         info!(%version, "stopping FRR, zebra first");
     }
     stop(kept).await;
-    reason
+    drop(lock);
+    reason?;
+    if let Some(netns) = &set.options.router_netns
+        && (Shared { frr_dir: &set.state_dir, netns }).frr_is_done()?
+    {
+        info!("the node is clean: the name of the router's namespace was taken away");
+    }
+    Ok(())
 }
 
 /// What all daemons of one router share.
@@ -331,7 +352,7 @@ async fn answers(socket: &Path) {
 }
 
 /// Makes the state directory and the files in it, and takes it for this process alone.
-fn prepare(options: &Options, state_dir: &Path) -> Result<Flock<fs::File>, Error> {
+async fn prepare(options: &Options, state_dir: &Path) -> Result<Flock<fs::File>, Error> {
     let name = &options.pathspace;
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     if name.is_empty() || !name.bytes().all(plain) {
@@ -345,11 +366,7 @@ fn prepare(options: &Options, state_dir: &Path) -> Result<Flock<fs::File>, Error
             fs::set_permissions(dir, fs::Permissions::from_mode(0o755))
         })?;
     }
-    let lock = on(&state_dir.join("supervisor.lock"), "open", |path| {
-        fs::OpenOptions::new().create(true).truncate(false).write(true).open(path)
-    })?;
-    let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
-        .map_err(|(_, _)| Error::InUse(state_dir.to_owned()))?;
+    let lock = take(&state_dir.join(LOCK)).await?;
     let initial = match &options.initial {
         Some(path) => frr::split(&on(path, "read", |file| fs::read_to_string(file))?),
         None => BTreeMap::default(),
@@ -366,6 +383,27 @@ fn prepare(options: &Options, state_dir: &Path) -> Result<Flock<fs::File>, Error
         }
     }
     Ok(lock)
+}
+
+/// Takes the lock as soon as nobody has it.
+async fn take(path: &Path) -> Result<Flock<fs::File>, Error> {
+    let mut file =
+        on(path, "open", |path| fs::OpenOptions::new().create(true).truncate(false).write(true).open(path))?;
+    let mut said: Option<Instant> = None;
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((file, nix::Error::EWOULDBLOCK)) => file,
+            Err((_, error)) => {
+                return Err(Error::Path { what: "lock", path: path.to_owned(), source: error.into() });
+            }
+        };
+        if said.is_none_or(|said| said.elapsed() >= SAY_AGAIN) {
+            warn!(lock = %path.display(), "another `calico-vni-router frr` runs here; waiting until it has ended");
+            said = Some(Instant::now());
+        }
+        sleep(LOOK).await;
+    }
 }
 
 async fn version(daemons: &Path) -> Result<Version, Error> {

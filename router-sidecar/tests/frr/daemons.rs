@@ -133,11 +133,6 @@ impl Router {
             Command::new("ip").args(["-n", &self.name, "route", "show", "proto", "bgp"]).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     }
-
-    pub fn signal(&mut self, signal: &str) {
-        let pid = self.supervisor().id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
-    }
 }
 
 impl Drop for Router {

@@ -14,7 +14,7 @@ use std::{
     net::Ipv4Addr,
     os::unix::fs::MetadataExt as _,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -267,14 +267,7 @@ async fn daemons_are_kept_running_and_stopped_without_losing_a_route() {
     // Without it, the routes go at once when a zebra that lives sees bgpd's end.
     wanted.underlay.as_mut().unwrap().graceful_restart = false;
     assert_eq!(refused(&router.converge(&wanted).await), []);
-    let learned = async || {
-        until("the leaf's route in the kernel", async || {
-            let kernel = router.kernel_routes();
-            if kernel.contains("10.255.0.100") { Ok(()) } else { Err(kernel) }
-        })
-        .await;
-    };
-    learned().await;
+    learned(&router).await;
 
     let desired = normal(router.desired(&wanted).await);
     let version = router.observed().await.version;
@@ -291,11 +284,14 @@ async fn daemons_are_kept_running_and_stopped_without_losing_a_route() {
             if observed == desired { Ok(()) } else { Err(format!("{observed:#?}")) }
         })
         .await;
-        learned().await;
+        learned(&router).await;
     }
 
-    let second = supervise(&router.name, None).status().unwrap();
-    assert!(!second.success() && router.log().contains("is in use by another"), "{second}: {}", router.log());
+    // Another one waits, and may be asked to end before it was its turn.
+    let mut second = waiting(&router, 1).await;
+    end(&second);
+    assert!(second.wait().unwrap().success());
+    assert!(is_alive(&router.name, &router.pid(Daemon::Bgpd).to_string()));
 
     // A supervisor that was killed leaves its daemons; the next one clears them away.
     let orphan = router.pid(Daemon::Bgpd);
@@ -308,21 +304,49 @@ async fn daemons_are_kept_running_and_stopped_without_losing_a_route() {
     })
     .await;
     router.established("192.0.2.1").await;
+    learned(&router).await;
+
+    let next = waiting(&router, 2).await;
+    for next in [Some(next), None] {
+        let pids = [Daemon::Zebra, Daemon::Bgpd].map(|daemon| router.pid(daemon).to_string());
+        end(router.supervisor());
+        assert!(router.supervisor().wait().unwrap().success());
+        assert!(!pids.iter().any(|pid| is_alive(&router.name, pid)));
+        let kernel = router.kernel_routes();
+        assert!(kernel.contains("10.255.0.100"), "nothing was asked to end, so the routes stay: {kernel}");
+        let Some(next) = next else { break };
+        router.supervisor = Some(next);
+        router.established("192.0.2.1").await;
+        learned(&router).await;
+    }
+    let text = router.log();
+    let killed: Vec<&str> = text.lines().filter(|line| line.contains("killed")).collect();
+    assert!(killed.len() > 1 && killed[0].contains("zebra"), "zebra is the first: {killed:?}");
+}
+
+/// Waits for the leaf's route.
+async fn learned(router: &Router) {
     until("the leaf's route in the kernel", async || match router.kernel_routes() {
         kernel if kernel.contains("10.255.0.100") => Ok(()),
         kernel => Err(kernel),
     })
     .await;
+}
 
-    let pids = [Daemon::Zebra, Daemon::Bgpd].map(|daemon| router.pid(daemon).to_string());
-    router.signal("-TERM");
-    assert!(router.supervisor().wait().unwrap().success());
-    assert!(!pids.iter().any(|pid| is_alive(&router.name, pid)));
-    let kernel = router.kernel_routes();
-    assert!(kernel.contains("10.255.0.100"), "nothing was asked to end, so the routes stay: {kernel}");
-    let text = router.log();
-    let killed: Vec<&str> = text.lines().filter(|line| line.contains("killed")).collect();
-    assert!(killed.len() > 1 && killed[0].contains("zebra"), "zebra is the first: {killed:?}");
+/// One more supervisor of that router, which has said that it waits; `times` have said so by then.
+async fn waiting(router: &Router, times: usize) -> Child {
+    let child = supervise(&router.name, None).spawn().unwrap();
+    until("another supervisor to wait", async || {
+        let log = router.log();
+        if log.matches("waiting until it has ended").count() == times { Ok(()) } else { Err(log) }
+    })
+    .await;
+    child
+}
+
+fn end(child: &Child) {
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
