@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{paths, program::output};
+use crate::{paths, program::output, release::Release};
 
-/// Folder of the chart.
-pub fn folder() -> Result<String> {
-    let folder = paths::checkout().join("deploy/helm/calico-vni");
+/// Folder of a release's chart.
+pub fn folder(release: Release) -> Result<String> {
+    let folder = release.source()?.join("deploy/helm/calico-vni");
     Ok(folder.to_str().context("path of the checkout")?.to_owned())
 }
 

@@ -121,7 +121,7 @@ async fn a_real_api_server_takes_whatever_it_makes() {
     };
     api.kubectl(&["apply", "-f", plain]).await.unwrap();
     let first = generations().await;
-    assert!(first.contains("DaemonSet/calico-vni-router 1"), "{first}");
+    assert!(first.contains("DaemonSet/calico-vni-agent 1"), "{first}");
     api.kubectl(&["apply", "-f", plain]).await.unwrap();
     similar_asserts::assert_eq!(first, generations().await);
 }

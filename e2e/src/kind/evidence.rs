@@ -26,7 +26,8 @@ pub async fn keep(cluster: &Cluster, folder: &Path) {
         ("pods.txt", cluster.kubectl(&["get", "pods", "-A", "-o", "wide"]).await),
         ("describe.txt", cluster.kubectl(&["-n", "calico-vni", "describe", "pods"]).await),
         ("controller.log", cluster.logs("controller").await),
-        ("router.log", cluster.logs("router").await),
+        ("agent.log", cluster.logs("agent").await),
+        ("frr.log", cluster.logs("frr").await),
     ];
     for (name, text) in files {
         fs::write(folder.join(name), text.unwrap_or_else(|error| format!("{error:#}\n"))).ok();

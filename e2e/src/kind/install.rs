@@ -5,12 +5,12 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 
 use super::cluster::{Cluster, until};
-use crate::{chart, site, step};
+use crate::{chart, release::Release, site, step};
 
 /// Installs it, and waits until both controllers are ready and every agent is at the one that leads, over TLS and with its token.
 pub async fn chart(cluster: &Cluster) -> Result<()> {
     let began = std::time::Instant::now();
-    let folder = chart::folder()?;
+    let folder = chart::folder(Release::This)?;
     let mut install = vec!["install", "calico-vni", &folder, "--create-namespace"];
     // A roll-out stops at a node all of whose tenants fail. Here that has to be let pass.
     if !site::kernel_has_vrf().await? {
@@ -62,11 +62,11 @@ pub async fn nothing_forbidden(cluster: &Cluster) -> Result<()> {
 
 /// The commands by which docs/operations.md looks at a node, with what a container of ours may do.
 pub async fn looks(cluster: &Cluster) -> Result<()> {
-    let exec = ["-n", "calico-vni", "exec", "daemonset/calico-vni-router", "-c"];
-    let vtysh = "frr -- nsenter --net=/run/netns/calico-vni vtysh --vty_socket /var/run/frr/calico-vni -c";
+    let exec = ["-n", "calico-vni", "exec"];
+    let vtysh = "daemonset/calico-vni-frr -- nsenter --net=/run/netns/calico-vni vtysh --vty_socket /var/run/frr/calico-vni -c";
     let summary = [vtysh.split(' ').collect(), vec!["show bgp l2vpn evpn summary"]].concat();
-    let guard = "agent -- nft list table inet calico-vni".split(' ').collect();
-    let show = "agent -- calico-vni-router show".split(' ').collect();
+    let guard = "daemonset/calico-vni-agent -- nft list table inet calico-vni".split(' ').collect();
+    let show = "daemonset/calico-vni-agent -- calico-vni-router show".split(' ').collect();
     for (command, told) in
         [(summary, "local AS number 65001"), (guard, "table inet calico-vni"), (show, "in step")]
     {

@@ -123,5 +123,6 @@ async fn play(cluster: &Cluster, stay: bool) -> Result<()> {
     rollout::upgrade_and_back(cluster).await?;
     install::nothing_forbidden(cluster).await?;
     rollout::taken_away_and_back(cluster).await?;
+    rollout::upgrade_with_frr(cluster).await?;
     uninstall::all(cluster, &before).await
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
-use kube::Api;
+use kube::{Api, api::ListParams};
 
 use super::cluster::Cluster;
 use crate::step;
@@ -42,7 +42,7 @@ struct Process {
 pub async fn capabilities(cluster: &Cluster) -> Result<()> {
     let chart = granted(cluster).await?;
     let [agent, frr] = ["agent", "frr"].map(|name| chart.get(name).copied());
-    let (agent, frr) = agent.zip(frr).context("the DaemonSet has no container `agent` or `frr`")?;
+    let (agent, frr) = agent.zip(frr).context("no DaemonSet has a container `agent`, or none `frr`")?;
     let mut controllers = 0;
     for node in &cluster.nodes {
         let mut seen = BTreeMap::new();
@@ -79,11 +79,11 @@ pub async fn capabilities(cluster: &Cluster) -> Result<()> {
 
 /// By container.
 async fn granted(cluster: &Cluster) -> Result<BTreeMap<String, u64>> {
-    let routers =
-        Api::<DaemonSet>::namespaced(cluster.client.clone(), "calico-vni").get("calico-vni-router").await?;
-    let pod = routers.spec.and_then(|spec| spec.template.spec).context("a DaemonSet without a pod")?;
+    let sets = Api::<DaemonSet>::namespaced(cluster.client.clone(), "calico-vni");
+    let sets = sets.list(&ListParams::default()).await?;
+    let pods = sets.items.into_iter().filter_map(|set| set.spec?.template.spec);
     let mut granted = BTreeMap::new();
-    for container in pod.containers {
+    for container in pods.flat_map(|pod| pod.containers) {
         let capabilities = container.security_context.and_then(|security| security.capabilities);
         let mut mask = 0;
         for name in capabilities.and_then(|capabilities| capabilities.add).unwrap_or_default() {

@@ -10,26 +10,51 @@ use super::{
     cluster::{Cluster, NEXT, until},
     fabric, install, uninstall,
 };
-use crate::{chart, step};
+use crate::{chart, release::Release, step};
 
-/// Upgrades to images of another tag, and rolls back.
+/// Upgrades to images of another tag, and rolls back: controllers and agents become others, and no pod of FRR does.
 pub async fn upgrade_and_back(cluster: &Cluster) -> Result<()> {
-    let before = standing(cluster).await?;
-    let tags = [format!("controller.image.tag={NEXT}"), format!("router.image.tag={NEXT}")];
-    let folder = chart::folder()?;
-    let upgrade = ["upgrade", "calico-vni", &folder, "--reuse-values", "--set", &tags[0], "--set", &tags[1]];
-    cluster.helm(&upgrade).await?;
-    run_all(cluster, NEXT).await?;
-    install::connected(cluster).await?;
+    let this = env!("CARGO_PKG_VERSION");
+    let (before, frr) = (standing(cluster).await?, frr(cluster).await?);
+    upgrade(cluster).await?;
     similar(&before, &standing(cluster).await?)?;
-    step!("kind: upgraded; what stands on the nodes is the same");
+    step!("kind: upgraded; no pod of FRR was touched, and what stands on the nodes is the same");
 
     cluster.helm(&["rollback", "calico-vni", "1"]).await?;
-    run_all(cluster, env!("CARGO_PKG_VERSION")).await?;
+    run_all(cluster, this, this).await?;
     install::connected(cluster).await?;
+    similar(&frr, &self::frr(cluster).await?)?;
     similar(&before, &standing(cluster).await?)?;
-    step!("kind: rolled back; what stands on the nodes is the same");
+    step!("kind: rolled back; no pod of FRR was touched, and what stands on the nodes is the same");
     Ok(())
+}
+
+/// Upgrades, and has FRR follow as docs/operations.md says: its pods are deleted node by node.
+pub async fn upgrade_with_frr(cluster: &Cluster) -> Result<()> {
+    let before = standing(cluster).await?;
+    upgrade(cluster).await?;
+    for node in &cluster.nodes {
+        let pods = ["-n", "calico-vni", "delete", "pod", "-l", "app.kubernetes.io/component=frr"];
+        let here = format!("spec.nodeName={}", node.name);
+        cluster.kubectl(&[&pods[..], &["--field-selector", &here]].concat()).await?;
+    }
+    run_all(cluster, NEXT, NEXT).await?;
+    install::looks(cluster).await?;
+    similar(&before, &standing(cluster).await?)?;
+    step!("kind: FRR is of the new version too, and what stands on the nodes is the same");
+    Ok(())
+}
+
+/// Upgrades, and waits until controllers and agents are of the new version, and the agents connected.
+async fn upgrade(cluster: &Cluster) -> Result<()> {
+    let frr = frr(cluster).await?;
+    let tags = [format!("controller.image.tag={NEXT}"), format!("router.image.tag={NEXT}")];
+    let folder = chart::folder(Release::This)?;
+    let upgrade = ["upgrade", "calico-vni", &folder, "--reuse-values", "--set", &tags[0], "--set", &tags[1]];
+    cluster.helm(&upgrade).await?;
+    run_all(cluster, NEXT, env!("CARGO_PKG_VERSION")).await?;
+    install::connected(cluster).await?;
+    similar(&frr, &self::frr(cluster).await?)
 }
 
 /// Uninstalls the programs while tenants are there, and installs them again: that is no order to take tenants away.
@@ -49,17 +74,31 @@ pub async fn taken_away_and_back(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Waits until all pods of ours run that tag, and no other.
-async fn run_all(cluster: &Cluster, tag: &str) -> Result<()> {
-    until(&format!("all pods to run {tag}"), async || {
+/// Waits until controllers and agents run that tag and no other, and FRR its own.
+async fn run_all(cluster: &Cluster, tag: &str, frr: &str) -> Result<()> {
+    until(&format!("controllers and agents to run {tag}, and FRR {frr}"), async || {
         let pods = pods(cluster).await?;
-        let containers = pods.iter().filter_map(|pod| pod.spec.as_ref()).flat_map(|spec| &spec.containers);
-        let images: BTreeSet<&str> = containers.filter_map(|container| container.image.as_deref()).collect();
-        ensure!(images.iter().all(|image| image.ends_with(&format!(":{tag}"))), "{images:?}");
-        ensure!(pods.len() == cluster.nodes.len() + 2, "{} pods", pods.len());
+        let mut images = BTreeSet::new();
+        for container in pods.iter().filter_map(|pod| pod.spec.as_ref()).flat_map(|spec| &spec.containers) {
+            let image = container.image.as_deref().unwrap_or_default();
+            let tag = image.rsplit_once(':').map_or(image, |(_, tag)| tag);
+            images.insert((container.name.as_str(), tag));
+        }
+        ensure!(images == BTreeSet::from([("agent", tag), ("controller", tag), ("frr", frr)]), "{images:?}");
+        ensure!(pods.len() == 2 * cluster.nodes.len() + 2, "{} pods", pods.len());
         Ok(())
     })
     .await
+}
+
+/// The containers of FRR that run, each by its own number: one that was started again has another.
+async fn frr(cluster: &Cluster) -> Result<Vec<String>> {
+    let pods = pods(cluster).await?.into_iter().filter_map(|pod| pod.status);
+    let containers = pods.flat_map(|status| status.container_statuses.unwrap_or_default());
+    let ids = containers.filter(|container| container.name == "frr").filter_map(|frr| frr.container_id);
+    let ids: Vec<String> = ids.collect();
+    ensure!(ids.len() == cluster.nodes.len(), "containers of FRR: {ids:?}");
+    Ok(ids)
 }
 
 async fn pods(cluster: &Cluster) -> Result<Vec<Pod>> {

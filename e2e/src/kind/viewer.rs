@@ -80,7 +80,7 @@ async fn sessions(kubeconfig: &Path) -> Result<(i32, String)> {
 
 /// Why a router is not forwarded to.
 async fn forward_to_router(cluster: &Cluster, kubeconfig: &Path) -> Result<String> {
-    let routers = ListParams::default().labels("app.kubernetes.io/component=router");
+    let routers = ListParams::default().labels("app.kubernetes.io/component=agent");
     let listed = Api::<Pod>::namespaced(cluster.client.clone(), "calico-vni").list(&routers).await?;
     let router = listed.items.into_iter().find_map(|pod| pod.metadata.name).context("no router")?;
     let config = Kubeconfig::read_from(kubeconfig)?;

@@ -315,16 +315,16 @@ async fn installation(world: &World) -> Result<()> {
             "spec": { "selector": { "matchLabels": { "app": "x" } }, "template": template(name) },
         })
     };
-    world.apply(&workload("DaemonSet", "calico-vni-router")).await?;
+    world.apply(&workload("DaemonSet", "calico-vni-agent")).await?;
     let agents = world.lab.members.iter().map(|node| {
         expected(
             format!("Node {}", node.name),
             "AgentNotRunning",
-            &["no pod of DaemonSet calico-vni/calico-vni-router", "describe daemonset"],
+            &["no pod of DaemonSet calico-vni/calico-vni-agent", "describe daemonset"],
         )
     });
     found(world, "routers without pods", &agents.collect::<Vec<_>>()).await?;
-    world.kubectl(&["-n", "calico-vni", "delete", "daemonset", "calico-vni-router"]).await?;
+    world.kubectl(&["-n", "calico-vni", "delete", "daemonset", "calico-vni-agent"]).await?;
     well(world, "no DaemonSet").await?;
 
     world.apply(&workload("Deployment", "calico-vni-controller")).await?;

@@ -2,21 +2,29 @@
 //! the nodes nor in the API.
 //!
 //! The chart's objects are installed over those that the lab applied. There is no kubelet here, so what it would do when pods
-//! go is done for it: agent and FRR of each node are asked to end.
+//! go is done for it: agent and FRR of each node are asked to end, each first on one of the nodes.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use calico_vni_crds::keys;
 
 use super::cleanup::as_before;
 use crate::{
-    chart, remains, step, wait,
+    chart,
+    release::Release,
+    remains, step, wait,
     world::{PATIENCE, World},
 };
 
 /// Plays it. The last scenario: nothing is left to play with.
 pub async fn play(world: &mut World) -> Result<()> {
     world
-        .helm(&["install", "calico-vni", &chart::folder()?, "--take-ownership", "--force-conflicts"])
+        .helm(&[
+            "install",
+            "calico-vni",
+            &chart::folder(Release::This)?,
+            "--take-ownership",
+            "--force-conflicts",
+        ])
         .await?;
     let before = ours(world).await?;
     ensure!(before.len() > 20, "too little of ours is seen: {before:#?}");
@@ -45,9 +53,17 @@ pub async fn play(world: &mut World) -> Result<()> {
     step!("the Underlay is gone, and every node has its interface back");
 
     world.helm(&["uninstall", "calico-vni"]).await?;
-    for node in &world.lab.members {
-        world.router(node).end(world).await?;
-    }
+    let [first, second] = &world.lab.members[..] else { bail!("the lab has two nodes") };
+    // The pods of a node go in any order, and an agent may come once more.
+    world.router(first).stop_agent(world).await?;
+    world.router(first).start_agent(world).await?;
+    world.in_step(first, PATIENCE).await?;
+    world.router(first).stop_agent(world).await?;
+    let left = as_before(world, first).await.err().context("FRR runs on in no namespace by name")?;
+    ensure!(left.to_string().contains("namespaces"), "more than that: {left}");
+    world.router(first).stop_frr(world).await?;
+    world.router(second).stop_frr(world).await?;
+    world.router(second).stop_agent(world).await?;
     world.stop_controller().await?;
     world.kubectl(&["delete", "namespace", "calico-vni", "--timeout=120s"]).await?;
     let definitions = ["tenants.calico-vni.io", "underlays.calico-vni.io"];

@@ -1,4 +1,4 @@
-//! A node's router: the namespace, FRR under our supervisor, the agent; started as the pod's containers are.
+//! A node's router: the namespace, FRR under our supervisor, the agent; started as the containers of their pods are.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -74,7 +74,7 @@ impl Router<'_> {
         self.start_agent(world).await
     }
 
-    /// Makes the router's namespace, as the pod's init container does.
+    /// Makes the router's namespace, as the init container of FRR's pod does.
     pub async fn make_namespace(self, world: &World) -> Result<()> {
         let init = self.command(world, vec!["init".into(), "--router-netns".into(), self.netns_file()])?;
         let output = world.lab.nodes().exec(init).await?;
@@ -133,9 +133,18 @@ impl Router<'_> {
         world.lab.nodes().spawn(&self.agent_name(), command).await.map(drop)
     }
 
-    /// Asks the agent to end (SIGTERM) and waits until it has.
+    /// Asks the agent to end (SIGTERM), as when its pod goes, and waits until it has.
     pub async fn stop_agent(self, world: &World) -> Result<()> {
-        let (nodes, name) = (world.lab.nodes(), self.agent_name());
+        self.stop(world, self.agent_name()).await
+    }
+
+    /// Likewise FRR.
+    pub async fn stop_frr(self, world: &World) -> Result<()> {
+        self.stop(world, self.frr_name()).await
+    }
+
+    async fn stop(self, world: &World, name: String) -> Result<()> {
+        let nodes = world.lab.nodes();
         nodes.signal(&name, Signal::SIGTERM as i32).await?;
         let code = nodes.wait(&name).await?;
         ensure!(code == 0, "{name} ended with {code}");
@@ -145,19 +154,6 @@ impl Router<'_> {
     /// What the agent has logged since the lab began.
     pub async fn agent_log(self, world: &World) -> Result<String> {
         world.lab.nodes().read(&format!("{LOG_DIR}/{}.log", self.agent_name())).await
-    }
-
-    /// Asks agent and FRR to end, as when their pod goes, and waits until both have.
-    pub async fn end(self, world: &World) -> Result<()> {
-        let nodes = world.lab.nodes();
-        for name in [self.frr_name(), self.agent_name()] {
-            nodes.signal(&name, Signal::SIGTERM as i32).await?;
-        }
-        for name in [self.agent_name(), self.frr_name()] {
-            let code = nodes.wait(&name).await?;
-            ensure!(code == 0, "{name} ended with {code}");
-        }
-        Ok(())
     }
 
     /// Kills the agent (SIGKILL).

@@ -9,7 +9,10 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use super::{facts::Facts, finding::Finding};
+use super::{
+    facts::{Facts, Part},
+    finding::Finding,
+};
 use crate::conditions;
 
 /// Name of the Lease of the controller that leads.
@@ -43,8 +46,7 @@ pub fn check(facts: &Facts, plan: &Plan) -> (Controller, Vec<Finding>) {
         let about = format!("Deployment {}/{name}", facts.namespace);
         let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
         let available = deployment.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0);
-        let pods: Vec<String> =
-            facts.pods_of("controller", "calico-vni-controller").filter_map(trouble).collect();
+        let pods: Vec<String> = facts.pods_of(Part::Controller).filter_map(trouble).collect();
         let pods = if pods.is_empty() { String::new() } else { format!(": {}", pods.join("; ")) };
         if available == 0 {
             known = Controller::Gone;

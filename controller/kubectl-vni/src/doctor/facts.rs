@@ -114,31 +114,58 @@ impl Facts {
 
     /// The Deployment of the controller.
     pub fn controller(&self) -> Option<&Deployment> {
-        self.deployments.iter().find(|d| is_part(&d.metadata, "controller", "calico-vni-controller"))
+        self.deployments.iter().find(|d| Part::Controller.is(&d.metadata))
     }
 
-    /// The DaemonSet of the routers.
-    pub fn routers(&self) -> Option<&DaemonSet> {
-        self.daemon_sets.iter().find(|d| is_part(&d.metadata, "router", "calico-vni-router"))
+    /// The DaemonSet of a part that runs on each node.
+    pub fn daemon_set(&self, part: Part) -> Option<&DaemonSet> {
+        self.daemon_sets.iter().find(|d| part.is(&d.metadata))
     }
 
     /// Pods of one of our parts.
-    pub fn pods_of<'f>(&'f self, component: &'f str, name: &'f str) -> impl Iterator<Item = &'f Pod> {
+    pub fn pods_of(&self, part: Part) -> impl Iterator<Item = &Pod> {
+        let begin = format!("{}-", part.object());
         self.pods.iter().filter(move |pod| {
             let meta = &pod.metadata;
             meta.namespace.as_ref() == Some(&self.namespace)
-                && (is_part(meta, component, name)
-                    || meta.name.as_ref().is_some_and(|pod| pod.starts_with(&format!("{name}-"))))
+                && (part.is(meta) || meta.name.as_ref().is_some_and(|pod| pod.starts_with(&begin)))
         })
     }
 }
 
-/// By the recommended labels, or else by the name that the manifests give it.
-fn is_part(meta: &ObjectMeta, component: &str, name: &str) -> bool {
-    let label = |key: &str| meta.labels.as_ref().and_then(|labels: &BTreeMap<_, _>| labels.get(key));
-    let labelled = label("app.kubernetes.io/name").is_some_and(|name| name == "calico-vni")
-        && label("app.kubernetes.io/component").is_some_and(|of| of == component);
-    labelled || meta.name.as_deref() == Some(name)
+/// Of what is installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The controller.
+    Controller,
+    /// The agent, on each node.
+    Agent,
+    /// FRR with the router's namespace, on each node.
+    Frr,
+}
+
+impl Part {
+    /// Its component's label.
+    pub fn component(self) -> &'static str {
+        match self {
+            Self::Controller => "controller",
+            Self::Agent => "agent",
+            Self::Frr => "frr",
+        }
+    }
+
+    /// The name that the manifests give to its Deployment or DaemonSet.
+    fn object(self) -> String {
+        format!("calico-vni-{}", self.component())
+    }
+
+    /// By the recommended labels, or else by the name.
+    fn is(self, meta: &ObjectMeta) -> bool {
+        let label = |key: &str| meta.labels.as_ref().and_then(|labels: &BTreeMap<_, _>| labels.get(key));
+        let labelled = label("app.kubernetes.io/name").is_some_and(|name| name == "calico-vni")
+            && label("app.kubernetes.io/component").is_some_and(|of| of == self.component());
+        labelled || meta.name.as_deref() == Some(self.object().as_str())
+    }
 }
 
 /// The objects of a list, or the object itself.

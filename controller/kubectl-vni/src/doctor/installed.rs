@@ -1,10 +1,13 @@
-//! Whether what the cluster needs is installed: Calico, our definitions, our admission policies. Pure.
+//! Whether what the cluster needs is installed: Calico, our definitions, our admission policies, one release of FRR. Pure.
 
 use calico_vni_crds::keys;
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 
-use super::{facts::Facts, finding::Finding};
+use super::{
+    facts::{Facts, Part},
+    finding::Finding,
+};
 
 /// Our kinds.
 pub const DEFINITIONS: [&str; 2] = ["tenants.calico-vni.io", "underlays.calico-vni.io"];
@@ -33,7 +36,27 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
     if facts.knows("ValidatingAdmissionPolicy") && facts.knows("ValidatingAdmissionPolicyBinding") {
         found.extend(policies(facts));
     }
+    found.extend(frr_of_before(facts));
     found
+}
+
+/// Pods of FRR that an upgrade has left, as it does: they are replaced when somebody deletes them.
+fn frr_of_before(facts: &Facts) -> Option<Finding> {
+    let set = facts.daemon_set(Part::Frr)?;
+    let (status, name) = (set.status.as_ref()?, set.metadata.name.as_deref()?);
+    let before = status.current_number_scheduled - status.updated_number_scheduled?;
+    (before > 0).then(|| {
+        Finding::hint(
+            format!("DaemonSet {}/{name}", facts.namespace),
+            "FRROfBefore",
+            format!("{before} of {} pods are of before it was changed", status.current_number_scheduled),
+        )
+        .remedy("delete these pods, node by node and when the node is drained or a pause of some seconds is no matter: docs/operations.md, Upgrade")
+        .command(format!(
+            "kubectl -n {} get pods -l app.kubernetes.io/component=frr -o custom-columns=NODE:.spec.nodeName,POD:.metadata.name,IMAGE:.spec.containers[0].image",
+            facts.namespace
+        ))
+    })
 }
 
 fn definitions(facts: &Facts) -> impl Iterator<Item = Finding> {

@@ -5,9 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use calico_vni_crds::{Underlay, tenant::NodeCounts};
 use calico_vni_planner::{Plan, reason};
 use ipnet::IpNet;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Condition};
 
-use super::{controller::trouble, facts::Facts, finding::Finding, planned, told};
+use super::{
+    controller::trouble,
+    facts::{Facts, Part},
+    finding::Finding,
+    planned, told,
+};
 use crate::conditions;
 
 /// All of it. To be asked only while statuses are not old.
@@ -103,37 +108,12 @@ fn agents(facts: &Facts, plan: &Plan, underlay: &Underlay, unwell: &BTreeSet<&st
         node.underlay.as_ref().is_some_and(|underlay| underlay.name == name)
     };
     let members: Vec<&str> = plan.nodes.values().filter(of_it).map(|node| node.node.as_str()).collect();
-    let mut found = Vec::new();
-    let mut down: Vec<&str> = Vec::new();
-    if let Some(set) = facts.routers() {
-        let set = set.metadata.name.clone().unwrap_or_default();
-        for node in &members {
-            let on = |pod: &&k8s_openapi::api::core::v1::Pod| {
-                pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(*node)
-            };
-            let pod = facts.pods_of("router", "calico-vni-router").find(on);
-            let cause = match pod {
-                None => {
-                    format!("no pod of DaemonSet {}/{set} runs on it, so it has no agent", facts.namespace)
-                }
-                Some(pod) => match trouble(pod) {
-                    Some(why) => format!("its router's pod does not run: {why}"),
-                    None => continue,
-                },
-            };
-            down.push(node);
-            found.push(
-                Finding::problem(format!("Node {node}"), "AgentNotRunning", cause)
-                    .remedy("the pod's events and log say why; without it nothing new is programmed on the node, and what stands goes on")
-                    .command(format!("kubectl -n {} get pods -o wide --field-selector spec.nodeName={node}", facts.namespace))
-                    .command(format!("kubectl -n {} describe daemonset {set}", facts.namespace))
-                    .fleeting(),
-            );
-        }
-    }
+    // Without FRR an agent waits, so that comes first.
+    let down = |node: &&str| [Part::Frr, Part::Agent].into_iter().find_map(|part| pod(facts, part, node));
+    let mut found: Vec<Finding> = members.iter().filter_map(down).collect();
     let counts = underlay.status.as_ref().and_then(|status| status.nodes.clone()).unwrap_or_default();
     let away = counts.desired.saturating_sub(counts.programmed).saturating_sub(counts.degraded);
-    if away > 0 && down.is_empty() {
+    if away > 0 && found.is_empty() {
         let candidates: Vec<&str> = members.iter().copied().filter(|node| !unwell.contains(node)).collect();
         let which = match (&candidates[..], away) {
             ([only], 1) => format!("of Node {only}"),
@@ -146,12 +126,36 @@ fn agents(facts: &Facts, plan: &Plan, underlay: &Underlay, unwell: &BTreeSet<&st
         found.push(
             Finding::problem(format!("Underlay {name}"), "AgentNotConnected", cause)
                 .remedy("on the node: does `calico-vni-router run` run, and what does its log say after `dialling the controller again`?")
-                .command(format!("kubectl -n {} get pods -o wide -l app.kubernetes.io/component=router", facts.namespace))
+                .command(format!("kubectl -n {} get pods -o wide -l app.kubernetes.io/component=agent", facts.namespace))
                 .command("calico-vni-router show --node NODE        # on the node")
                 .fleeting(),
         );
     }
     (away, found)
+}
+
+/// What is wrong with a part's pod on a node, where a DaemonSet is to run it.
+fn pod(facts: &Facts, part: Part, node: &str) -> Option<Finding> {
+    let set = facts.daemon_set(part)?.metadata.name.clone().unwrap_or_default();
+    let on = |pod: &&Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node);
+    let (reason, what, without) = match part {
+        Part::Frr => ("FRRNotRunning", "FRR", "no tenant's route reaches the fabric, or comes from there"),
+        _ => ("AgentNotRunning", "agent", "nothing new is programmed on the node, and what stands goes on"),
+    };
+    let cause = match facts.pods_of(part).find(on) {
+        None => format!("no pod of DaemonSet {}/{set} runs on it, so it has no {what}", facts.namespace),
+        Some(pod) => format!("its pod of {set} does not run: {}", trouble(pod)?),
+    };
+    Some(
+        Finding::problem(format!("Node {node}"), reason, cause)
+            .remedy(format!("the pod's events and log say why; without it {without}"))
+            .command(format!(
+                "kubectl -n {} get pods -o wide --field-selector spec.nodeName={node}",
+                facts.namespace
+            ))
+            .command(format!("kubectl -n {} describe daemonset {set}", facts.namespace))
+            .fleeting(),
+    )
 }
 
 /// Sessions with the fabric that are down for none of the reasons that are told already.

@@ -19,15 +19,13 @@ const KNOWN: [Known; 12] = [
         words: &["FRR does not answer"],
         reason: "FRRDown",
         remedy: "start `calico-vni-router frr` on the node, or see which daemon ends in its log; the agent waits, and goes on by itself",
-        commands: &[
-            "kubectl -n NAMESPACE logs -l app.kubernetes.io/component=router -c frr --tail=50 --prefix",
-        ],
+        commands: &["kubectl -n NAMESPACE logs -l app.kubernetes.io/component=frr --tail=50 --prefix"],
     },
     Known {
         words: &["its configuration was refused"],
         reason: "ConfigurationRefused",
         remedy: "the message names the field; where the controller is newer than the agent, upgrade the agent",
-        commands: &["kubectl -n NAMESPACE rollout restart daemonset calico-vni-router"],
+        commands: &["kubectl -n NAMESPACE rollout restart daemonset calico-vni-agent"],
     },
     Known {
         words: &["of the underlay is in neither namespace"],

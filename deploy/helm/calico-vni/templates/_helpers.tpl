@@ -22,3 +22,32 @@ app.kubernetes.io/component: {{ . }}
 {{ $image.repository }}:{{ $image.tag | default $root.Chart.AppVersion }}
 {{- end -}}
 {{- end }}
+
+{{/* What agent and FRR have in common: to which nodes their pods go, and the like. */}}
+{{- define "calico-vni.onEachNode" -}}
+nodeSelector:
+  kubernetes.io/os: linux
+  {{- with .Values.router.nodeSelector }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .Values.router.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.router.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.router.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+securityContext:
+  seccompProfile:
+    type: RuntimeDefault
+{{- end }}
