@@ -18,7 +18,7 @@ use crate::{
     frr_port::Frr as _,
     last_good::{LastGood, Told},
     leaving::{LeavingError, Shared},
-    lock::{Lock, LockError},
+    lock::{AGENT, Lock, LockError},
     metrics::Served,
     netlink::{Client, NetlinkError, events},
     netns::{Netns, NetnsError},
@@ -90,7 +90,7 @@ pub enum StartError {
 /// Runs the agent until the process is told to stop. What it set up stays as it is.
 pub async fn run(options: Options) -> Result<(), StartError> {
     options.dial.check()?;
-    let _lock = Lock::take(&options.state_dir)?;
+    let _lock = Lock::take(&options.state_dir.join(AGENT))?;
     let host = Arc::new(Netns::current()?);
     // FRR's pod makes it, which may come after this one.
     let router = tokio::select! {

@@ -13,7 +13,7 @@ use crate::{
     frr_port::Frr,
     last_good::{LastGood, Told},
     leaving::{LeavingError, Shared},
-    lock::{LOCK_FILE, Lock},
+    lock::{AGENT, Lock, LockError},
     netns::{Netns, NetnsError},
     node::{LOADED_FILE, Node, NodeError, Platform},
     op::Op,
@@ -36,7 +36,7 @@ pub struct Options {
 pub enum CleanupError {
     /// An agent runs.
     #[error(transparent)]
-    Lock(#[from] crate::lock::LockError),
+    Lock(#[from] LockError),
     /// A namespace.
     #[error(transparent)]
     Netns(#[from] NetnsError),
@@ -81,7 +81,7 @@ pub async fn run(options: Options) -> Result<(), CleanupError> {
 
 /// Without a router's namespace only the host's part is looked at, in a namespace that lives for that long.
 async fn clean(options: &Options) -> Result<(), CleanupError> {
-    let _lock = Lock::take(&options.state_dir)?;
+    let _lock = Lock::take(&options.state_dir.join(AGENT))?;
     let host = Arc::new(Netns::current()?);
     let router = match Netns::open(&options.router_netns) {
         Ok(router) => router,
@@ -94,7 +94,7 @@ async fn clean(options: &Options) -> Result<(), CleanupError> {
     drop(platform);
     // An agent that starts again waits for the controller, and does not bring back what was just removed.
     LastGood::new(&options.state_dir).forget().map_err(CleanupError::Forget)?;
-    for file in [LOADED_FILE, LOCK_FILE] {
+    for file in [LOADED_FILE, AGENT] {
         files::remove(&options.state_dir.join(file)).map_err(CleanupError::Forget)?;
     }
     Ok(())

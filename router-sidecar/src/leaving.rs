@@ -6,20 +6,17 @@
 //! them sees the other gone. Touches these two files and the namespace's name.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::{Flock, FlockArg};
-
 use crate::{
     files,
+    lock::{Lock, LockError, SUPERVISOR},
     netns::{Netns, NetnsError},
 };
 
-/// What FRR's supervisor holds, in FRR's folder.
-pub const LOCK: &str = "supervisor.lock";
 /// What says that the agent has taken everything of ours off the node.
 const MARK: &str = "node-is-clean";
 
@@ -29,10 +26,13 @@ pub enum LeavingError {
     /// The namespace.
     #[error(transparent)]
     Netns(#[from] NetnsError),
-    /// One of the two files.
+    /// FRR's lock.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The mark.
     #[error("{}: {source}", path.display())]
-    File {
-        /// Which.
+    Mark {
+        /// Its file.
         path: PathBuf,
         /// Why.
         source: io::Error,
@@ -83,27 +83,26 @@ impl Shared<'_> {
     }
 
     fn frr_runs(self) -> Result<bool, LeavingError> {
-        let path = self.frr_dir.join(LOCK);
-        let failed = |source| LeavingError::File { path: path.clone(), source };
-        let file = match fs::OpenOptions::new().write(true).open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(failed(error)),
-        };
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let lock = self.frr_dir.join(SUPERVISOR);
+        if !lock.exists() {
+            return Ok(false);
+        }
+        match Lock::take(&lock) {
             Ok(_) => Ok(false),
-            Err((_, nix::Error::EWOULDBLOCK)) => Ok(true),
-            Err((_, error)) => Err(failed(error.into())),
+            Err(LockError::Taken(_)) => Ok(true),
+            Err(error) => Err(error.into()),
         }
     }
 }
 
 fn at<T>(path: &Path, act: impl FnOnce(&Path) -> io::Result<T>) -> Result<T, LeavingError> {
-    act(path).map_err(|source| LeavingError::File { path: path.to_owned(), source })
+    act(path).map_err(|source| LeavingError::Mark { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     /// A folder of FRR's, and a file in the place of a namespace's.
@@ -122,9 +121,8 @@ mod tests {
             place
         }
 
-        fn frr(&self) -> Flock<File> {
-            let file = File::create(self.frr_dir.join(LOCK)).unwrap();
-            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error).unwrap()
+        fn frr(&self) -> Lock {
+            Lock::take(&self.frr_dir.join(SUPERVISOR)).unwrap()
         }
 
         fn shared(&self) -> Shared<'_> {

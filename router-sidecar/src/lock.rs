@@ -1,4 +1,4 @@
-//! One agent to a node: a lock in the state directory that the kernel takes back when the process ends.
+//! One agent to a node, and one supervisor of FRR: a locked file, which the kernel frees when the process ends.
 
 use std::{
     fs::{self, File},
@@ -8,14 +8,16 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 
-/// Its name in the state directory.
-pub const LOCK_FILE: &str = "lock";
+/// What an agent holds, in its state directory, and a clean-up too.
+pub const AGENT: &str = "lock";
+/// What FRR's supervisor holds, in the folder of FRR's sockets.
+pub const SUPERVISOR: &str = "supervisor.lock";
 
 /// Why the lock was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Somebody has it.
-    #[error("another agent works with {}; stop it first", .0.display())]
+    #[error("another process holds {}; stop it first", .0.display())]
     Taken(PathBuf),
     /// The file.
     #[error("{}: {source}", path.display())]
@@ -34,15 +36,14 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes that of a state directory, which is made where it is missing.
-    pub fn take(state_dir: &Path) -> Result<Self, LockError> {
-        let path = state_dir.join(LOCK_FILE);
-        let failed = |source| LockError::File { path: path.clone(), source };
-        fs::create_dir_all(state_dir).map_err(failed)?;
-        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    /// Takes it. The file and its folder are made where they are missing.
+    pub fn take(path: &Path) -> Result<Self, LockError> {
+        let failed = |source| LockError::File { path: path.to_owned(), source };
+        fs::create_dir_all(path.parent().unwrap_or(Path::new("."))).map_err(failed)?;
+        let file = File::options().create(true).truncate(false).write(true).open(path).map_err(failed)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) => Ok(Self { _file: file }),
-            Err((_, nix::Error::EWOULDBLOCK)) => Err(LockError::Taken(state_dir.to_owned())),
+            Err((_, nix::Error::EWOULDBLOCK)) => Err(LockError::Taken(path.to_owned())),
             Err((_, error)) => Err(failed(error.into())),
         }
     }
@@ -55,9 +56,10 @@ mod tests {
     #[test]
     fn only_one_has_it() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Lock::take(dir.path()).unwrap();
-        assert!(matches!(Lock::take(dir.path()), Err(LockError::Taken(_))));
+        let path = dir.path().join("state").join(AGENT);
+        let first = Lock::take(&path).unwrap();
+        assert!(matches!(Lock::take(&path), Err(LockError::Taken(_))));
         drop(first);
-        Lock::take(dir.path()).unwrap();
+        Lock::take(&path).unwrap();
     }
 }

@@ -46,14 +46,15 @@ enum Command {
         #[command(flatten)]
         netns: RouterNetns,
     },
-    /// Runs FRR's daemons in the router's network namespace, restarts what dies, and stops them without losing a packet.
+    /// Runs FRR's daemons in the router's network namespace, restarts what dies, and stops them without losing a packet. Waits
+    /// for another one that runs there.
     #[command(after_help = "Example:\n  calico-vni-router frr --router-netns /run/netns/calico-vni\n\n\
                             Stop it with SIGTERM. Never stop FRR's daemons themselves: they take their routes with them.")]
     Frr {
         #[command(flatten)]
         options: supervisor::Options,
     },
-    /// Runs the agent.
+    /// Runs the agent. Waits for the router's network namespace.
     #[command(
         after_help = "Examples:\n  calico-vni-router run --node n1 --controller http://127.0.0.1:9443\n  \
                             calico-vni-router run --node n1 --controller https://calico-vni-controller.calico-vni:9443 \\\n    \
@@ -136,8 +137,8 @@ struct Run {
     /// Seconds after which everything is looked at again though nothing was told.
     #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
     resync: u64,
-    /// When stopped while this node carries nothing and the cluster has no pools of tenants: does what `cleanup` does. For
-    /// pods, which are gone when nodes are to be cleaned; `init` has to run before the next start.
+    /// When stopped while this node carries nothing and the cluster has no pools of tenants: does what `cleanup` does, but
+    /// leaves the name of the router's namespace to an FRR that runs. For pods, which are gone when nodes are to be cleaned.
     #[arg(long)]
     cleanup_when_idle: bool,
     /// Prints what would be done, from the configuration taken last, and does nothing.

@@ -154,7 +154,7 @@ fn on_a_thread<T: Send>(closure: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Makes `dir` a mount point of its own that passes new mounts on to other mount namespaces, as `ip netns` does: the
-/// other containers of the pod must see the namespace that is mounted below it.
+/// other containers of the node must see the namespace that is mounted below it.
 fn share_mounts(dir: &Path) -> nix::Result<()> {
     let none = None::<&str>;
     let share = || nix::mount::mount(none, dir, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none);

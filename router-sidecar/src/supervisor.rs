@@ -20,7 +20,6 @@ use std::{
 };
 
 use nix::{
-    fcntl::{Flock, FlockArg},
     sys::signal::{Signal, kill},
     unistd::{Pid, User, chown},
 };
@@ -37,7 +36,8 @@ use tracing::{error, info, warn};
 
 use crate::{
     frr::{self, Daemon, Driver, Version, VersionError, Vty},
-    leaving::{LOCK, LeavingError, Shared},
+    leaving::{LeavingError, Shared},
+    lock::{Lock, LockError, SUPERVISOR},
     netns::{Netns, NetnsError},
 };
 
@@ -108,6 +108,9 @@ pub enum Error {
     /// The namespace.
     #[error(transparent)]
     Netns(#[from] NetnsError),
+    /// The state directory's lock.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The end, on a clean node.
     #[error(transparent)]
     Leaving(#[from] LeavingError),
@@ -352,7 +355,7 @@ async fn answers(socket: &Path) {
 }
 
 /// Makes the state directory and the files in it, and takes it for this process alone.
-async fn prepare(options: &Options, state_dir: &Path) -> Result<Flock<fs::File>, Error> {
+async fn prepare(options: &Options, state_dir: &Path) -> Result<Lock, Error> {
     let name = &options.pathspace;
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     if name.is_empty() || !name.bytes().all(plain) {
@@ -366,7 +369,7 @@ async fn prepare(options: &Options, state_dir: &Path) -> Result<Flock<fs::File>,
             fs::set_permissions(dir, fs::Permissions::from_mode(0o755))
         })?;
     }
-    let lock = take(&state_dir.join(LOCK)).await?;
+    let lock = take(&state_dir.join(SUPERVISOR)).await?;
     let initial = match &options.initial {
         Some(path) => frr::split(&on(path, "read", |file| fs::read_to_string(file))?),
         None => BTreeMap::default(),
@@ -386,20 +389,15 @@ async fn prepare(options: &Options, state_dir: &Path) -> Result<Flock<fs::File>,
 }
 
 /// Takes the lock as soon as nobody has it.
-async fn take(path: &Path) -> Result<Flock<fs::File>, Error> {
-    let mut file =
-        on(path, "open", |path| fs::OpenOptions::new().create(true).truncate(false).write(true).open(path))?;
+async fn take(path: &Path) -> Result<Lock, LockError> {
     let mut said: Option<Instant> = None;
     loop {
-        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((file, nix::Error::EWOULDBLOCK)) => file,
-            Err((_, error)) => {
-                return Err(Error::Path { what: "lock", path: path.to_owned(), source: error.into() });
-            }
+        let held = match Lock::take(path) {
+            Err(LockError::Taken(held)) => held,
+            known => return known,
         };
         if said.is_none_or(|said| said.elapsed() >= SAY_AGAIN) {
-            warn!(lock = %path.display(), "another `calico-vni-router frr` runs here; waiting until it has ended");
+            warn!(lock = %held.display(), "another `calico-vni-router frr` runs here; waiting until it has ended");
             said = Some(Instant::now());
         }
         sleep(LOOK).await;
