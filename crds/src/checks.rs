@@ -9,7 +9,10 @@ use kube::core::cel::Reason;
 use schemars::Schema;
 use serde_json::{Value, json};
 
-use crate::{keys, tenant::NAME_MAX};
+use crate::{
+    keys,
+    limits::{HOST_LINK_CIDR, HOST_LINK_CIDR_V6, NAME_MAX},
+};
 
 /// Gateway of all pods (Calico answers for it on every `cali*` interface).
 const POD_GATEWAY: &str = "169.254.1.1";
@@ -269,7 +272,7 @@ pub fn vtep_cidr(schema: &mut Schema) {
 
 /// `hostLinkCIDR`.
 pub fn host_link_cidr(schema: &mut Schema) {
-    let example = crate::underlay::HOST_LINK_CIDR;
+    let example = HOST_LINK_CIDR;
     add(
         schema,
         prefix(example).into_iter().chain([
@@ -287,7 +290,7 @@ pub fn host_link_cidr(schema: &mut Schema) {
 
 /// `hostLinkCIDRv6`.
 pub fn host_link_cidr_v6(schema: &mut Schema) {
-    let example = crate::underlay::HOST_LINK_CIDR_V6;
+    let example = HOST_LINK_CIDR_V6;
     add(
         schema,
         prefix(example).into_iter().chain([

@@ -4,7 +4,7 @@
 //! - [`calico`]: IPPool, BGPPeer, BGPFilter and others, in whichever group the cluster serves them.
 //! - [`checks`]: what the API server checks of one object.
 //! - [`generate`]: the CustomResourceDefinitions as YAML, checked in below `crds/generated/`.
-//! - [`keys`]: the annotations and labels.
+//! - [`keys`]: the annotations and labels; [`limits`]: bounds and defaults.
 //! - [`reference`](mod@reference): all of it in words, `docs/api.md`.
 //!
 //! Types only: nothing here talks to an API server.
@@ -13,6 +13,7 @@ pub mod calico;
 pub mod checks;
 pub mod generate;
 pub mod keys;
+pub mod limits;
 pub mod reference;
 pub mod tenant;
 pub mod underlay;

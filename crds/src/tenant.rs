@@ -9,9 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::checks;
 
-/// Longest name of a Tenant: it is part of a Node label's name and of BIRD's symbols, which are shorter than Kubernetes' names.
-pub const NAME_MAX: usize = 40;
-
 /// Default of `maxPrefixes`.
 pub const MAX_PREFIXES: u32 = 1000;
 

@@ -9,13 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     checks,
+    limits::{HOST_LINK_CIDR, HOST_LINK_CIDR_V6},
     tenant::{NodeCounts, PoolStatus},
 };
 
-/// Default of `hostLinkCIDR`: 8191 tenants.
-pub const HOST_LINK_CIDR: &str = "169.254.192.0/18";
-/// Default of `hostLinkCIDRv6`, a unique local prefix (RFC 4193).
-pub const HOST_LINK_CIDR_V6: &str = "fd9c:76e1:1::/112";
 /// Default of a neighbour's `holdTimeSeconds`.
 pub const HOLD_TIME: u16 = 9;
 

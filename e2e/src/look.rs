@@ -121,10 +121,16 @@ pub async fn traces(world: &World, tenant: &str, vni: u32, pool: IpNet) -> Resul
             let text = nodes.run(netns, argv).await?;
             traces.insert(format!("{what} on {host}"), text.contains(&word));
         }
-        for daemon in ["zebra", "bgpd"] {
-            let socket = format!("{}/{daemon}.vty", frr_dir(host));
-            let config = nodes.vty(&socket, &["enable", "show running-config"]).await?.concat();
-            traces.insert(format!("{daemon}'s configuration on {host}"), config.contains(&vni.to_string()));
+        let sockets = nodes.run(host, &["ls", &frr_dir(host)]).await?;
+        // From FRR 10 on mgmtd has what zebra had of VRFs.
+        for (what, daemons) in [("zebra's", &["zebra.vty", "mgmtd.vty"][..]), ("bgpd's", &["bgpd.vty"])] {
+            let mut config = String::new();
+            for daemon in daemons.iter().filter(|daemon| sockets.lines().any(|socket| socket == **daemon)) {
+                let socket = format!("{}/{daemon}", frr_dir(host));
+                config += &nodes.vty(&socket, &["enable", "show running-config"]).await?.concat();
+            }
+            ensure!(config.contains("frr version"), "no configuration of FRR's on {host}: {config}");
+            traces.insert(format!("{what} configuration on {host}"), config.contains(&vni.to_string()));
         }
         let bird = nodes
             .bird(&crate::sink::control_socket(host, crate::calico::Family::V4), "show protocols")

@@ -19,13 +19,9 @@ use super::{
     Family,
     filter::{Functions, functions},
     selector::Selector,
-    state::CalicoState,
+    state::{CalicoState, NODE_IPV4, NODE_IPV6},
 };
 
-/// Annotation of a Node with its IPv4 address and the length of its network, `172.18.0.11/24`.
-pub const NODE_IPV4: &str = "projectcalico.org/IPv4Address";
-/// The same for IPv6.
-pub const NODE_IPV6: &str = "projectcalico.org/IPv6Address";
 /// State of a block that its node may announce as a whole.
 pub const CONFIRMED: &str = "confirmed";
 

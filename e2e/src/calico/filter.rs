@@ -31,7 +31,7 @@ pub enum Refused {
         why: String,
     },
     /// The node has no IPv4 address, of which BIRD makes its router ID in both families.
-    #[error("Node {0} has no annotation {annotation}", annotation = super::cluster::NODE_IPV4)]
+    #[error("Node {0} has no annotation {annotation}", annotation = super::state::NODE_IPV4)]
     NoAddress(String),
     /// A peer without an ASN.
     #[error("BGPPeer {0} has no asNumber")]

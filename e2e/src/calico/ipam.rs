@@ -21,7 +21,8 @@ use tokio::sync::Mutex;
 
 use super::{
     Family,
-    cluster::{CONFIRMED, NODE_IPV4, NODE_IPV6},
+    cluster::CONFIRMED,
+    state::{NODE_IPV4, NODE_IPV6},
 };
 
 /// Field manager of all that is written here.

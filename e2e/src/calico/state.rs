@@ -5,6 +5,11 @@ use std::sync::Arc;
 use calico_vni_crds::calico::{BgpConfiguration, BgpFilter, BgpPeer, BlockAffinity, IpPool};
 use k8s_openapi::api::core::v1::Node;
 
+/// Annotation of a Node with its IPv4 address and the length of its network, `172.18.0.11/24`.
+pub const NODE_IPV4: &str = "projectcalico.org/IPv4Address";
+/// The same for IPv6.
+pub const NODE_IPV6: &str = "projectcalico.org/IPv6Address";
+
 /// One moment of the API server. The order within a kind does not matter.
 #[derive(Debug, Clone, Default)]
 pub struct CalicoState {

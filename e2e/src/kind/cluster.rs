@@ -20,9 +20,6 @@ use crate::{
 
 /// Name of the kind cluster.
 pub const NAME: &str = "calico-vni";
-/// Ours, as `deploy/images/build.sh` names them.
-pub const IMAGES: [&str; 2] =
-    ["ghcr.io/calico-vni/calico-vni-controller", "ghcr.io/calico-vni/calico-vni-router"];
 /// A second tag of the same images, for an upgrade.
 pub const NEXT: &str = "next";
 
@@ -55,7 +52,7 @@ impl Cluster {
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
         let mut cluster =
             Self { client: Client::try_from(config)?, nodes: Vec::new(), kind: kind.to_owned(), tools };
-        cluster.nodes = Node::all(&cluster).await?;
+        cluster.nodes = Node::all(&cluster.client).await?;
         ensure!(cluster.nodes.len() == 3, "nodes: {:?}", cluster.nodes);
         step!("kind: cluster with {} nodes", cluster.nodes.len());
         Ok(cluster)
@@ -76,7 +73,7 @@ impl Cluster {
     /// Brings our images to the nodes, each by two tags.
     pub async fn load_images(&self) -> Result<()> {
         let version = env!("CARGO_PKG_VERSION");
-        let images = IMAGES.map(|image| format!("{image}:{version}"));
+        let images = chart::IMAGES.map(|image| format!("{image}:{version}"));
         let archive = self.kind.join("images.tar");
         fs::remove_file(&archive).ok();
         let path = archive.to_str().context("path of the checkout")?;
@@ -84,7 +81,7 @@ impl Cluster {
         output("podman", &save).await.context("`make kind-e2e` makes the images")?;
         let load = async |node: &Node| {
             node.import(&archive).await?;
-            for image in IMAGES {
+            for image in chart::IMAGES {
                 let [this, next] = [version, NEXT].map(|tag| format!("{image}:{tag}"));
                 node.exec(&["ctr", "-n", "k8s.io", "images", "tag", &this, &next]).await?;
             }

@@ -6,12 +6,14 @@ use std::{net::IpAddr, path::Path, process::Stdio};
 use anyhow::{Context as _, Result, ensure};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node as KubeNode;
-use kube::{Api, api::ListParams};
+use kube::{Api, Client, api::ListParams};
 use serde_json::json;
 use tokio::process::Command;
 
-use super::cluster::{Cluster, IMAGES};
-use crate::program::{fed, output};
+use crate::{
+    chart,
+    program::{fed, output},
+};
 
 /// The interface that leads to the fabric.
 pub const UPLINK: &str = "eth1";
@@ -29,8 +31,8 @@ pub struct Node {
 
 impl Node {
     /// All of the cluster, by name.
-    pub async fn all(cluster: &Cluster) -> Result<Vec<Self>> {
-        let listed = Api::<KubeNode>::all(cluster.client.clone()).list(&ListParams::default()).await?;
+    pub async fn all(client: &Client) -> Result<Vec<Self>> {
+        let listed = Api::<KubeNode>::all(client.clone()).list(&ListParams::default()).await?;
         let mut nodes = Vec::new();
         for node in listed {
             let name = node.metadata.name.context("a Node without a name")?;
@@ -62,7 +64,7 @@ impl Node {
 
     /// The nftables of the node, as JSON, by the router image's own nft: an older one may not read what a newer one made.
     pub async fn tables(&self) -> Result<String> {
-        let [_, image] = IMAGES;
+        let [_, image] = chart::IMAGES;
         let image = format!("{image}:{}", env!("CARGO_PKG_VERSION"));
         let root = output("podman", &["image", "mount", &image]).await?;
         self.net(&["chroot", root.trim(), "nft", "-j", "list", "tables"]).await

@@ -12,8 +12,9 @@ use std::{
 use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use tokio::process::{Child, Command};
 
-use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, release::Release, step, wait};
+use crate::{calico::real::RealConfd, chart, nodes::client::Nodes, paths, release::Release, step, wait};
 
+mod disk;
 pub mod image;
 mod router_image;
 pub mod vm;
@@ -40,20 +41,23 @@ impl Programs {
         self.this.join(name).to_string_lossy().into_owned()
     }
 
-    /// What starts a release's router, before its arguments.
-    pub fn router(&self, release: Release) -> Result<Vec<String>> {
+    /// What starts a release's router, before its arguments; as a container of the chart where one is named.
+    pub fn router(&self, release: Release, container: Option<&str>) -> Result<Vec<String>> {
         const PROGRAM: &str = "calico-vni-router";
+        let mut argv = container.map_or(Ok(Vec::new()), |name| chart::confined(release, name))?;
         let folder = match (release, &self.router_root) {
             (Release::This, Some(root)) => {
                 let root = root.to_string_lossy().into_owned();
-                return Ok(vec!["chroot".into(), root, format!("/usr/local/bin/{PROGRAM}")]);
+                argv.push(format!("/usr/local/bin/{PROGRAM}"));
+                return Ok([vec!["chroot".into(), root], argv].concat());
             }
             (Release::This, None) => &self.this,
             (Release::Previous, _) => {
                 self.previous.as_ref().context("the lab was begun without that release")?
             }
         };
-        Ok(vec![folder.join(PROGRAM).to_string_lossy().into_owned()])
+        argv.push(folder.join(PROGRAM).to_string_lossy().into_owned());
+        Ok(argv)
     }
 }
 

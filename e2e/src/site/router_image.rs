@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use tokio::process::Command;
 
-use super::vm;
+use super::disk;
 use crate::step;
 
 /// Where the machine mounts it; the init script names it too.
@@ -38,7 +38,7 @@ pub async fn disk(directory: &Path, name: &str) -> Result<PathBuf> {
     let size = run("du", &["-s", "-B1", &tree.to_string_lossy()]).await?;
     let size: u64 =
         size.split_whitespace().next().unwrap_or_default().parse().context("size of the image")?;
-    vm::file_system(&tree, &disk, size + BOOKS).await?;
+    disk::file_system(&tree, &disk, size + BOOKS).await?;
     Ok(disk)
 }
 

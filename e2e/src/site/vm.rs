@@ -20,7 +20,8 @@ use tokio::{
 };
 
 use super::{
-    KUBE_PROXY, Mode, Programs, ROUTER_IMAGE, Site, alive, dies_with_us, free_ports, image, router_image,
+    KUBE_PROXY, Mode, Programs, ROUTER_IMAGE, Site, alive, dies_with_us, disk, free_ports, image,
+    router_image,
 };
 use crate::{calico::real::RealConfd, nodes::client::Nodes, paths, release::Release, step, wait};
 
@@ -173,23 +174,8 @@ async fn programs_disk(
     let confd = confd_on_disk(&tree).await?;
     size += confd.as_ref().map_or(0, |(_, size)| *size);
     let disk = directory.join("programs.ext4");
-    file_system(&tree, &disk, size).await?;
+    disk::file_system(&tree, &disk, size).await?;
     Ok((disk, confd.map(|(confd, _)| confd)))
-}
-
-/// Makes a file system of what is in a directory, so many octets, which is removed then.
-pub async fn file_system(tree: &Path, disk: &Path, size: u64) -> Result<()> {
-    let megabytes = size / (1 << 20) * 11 / 10 + 8;
-    let status = Command::new("mke2fs")
-        .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d"])
-        .stdout(Stdio::null())
-        .args([tree, disk])
-        .arg(format!("{megabytes}M"))
-        .status()
-        .await
-        .context("start mke2fs (package e2fsprogs)")?;
-    ensure!(status.success(), "mke2fs ended with {status}");
-    fs::remove_dir_all(tree).with_context(|| format!("remove {}", tree.display()))
 }
 
 /// Copies a program without its symbols, which would be most of the disk though nobody debugs in there, and tells its octets.

@@ -52,8 +52,9 @@ impl Router<'_> {
         pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
     }
 
-    fn command(self, world: &World, arguments: Vec<String>) -> Result<Command> {
-        let mut argv = world.lab.site.programs.router(world.release)?;
+    /// In a container of the chart, or as root on the node.
+    fn command(self, world: &World, container: Option<&str>, arguments: Vec<String>) -> Result<Command> {
+        let mut argv = world.lab.site.programs.router(world.release, container)?;
         argv.extend(arguments);
         Ok(Command {
             netns: Some(self.0.name.clone()),
@@ -76,7 +77,8 @@ impl Router<'_> {
 
     /// Makes the router's namespace, as the init container of FRR's pod does.
     pub async fn make_namespace(self, world: &World) -> Result<()> {
-        let init = self.command(world, vec!["init".into(), "--router-netns".into(), self.netns_file()])?;
+        let init =
+            self.command(world, None, vec!["init".into(), "--router-netns".into(), self.netns_file()])?;
         let output = world.lab.nodes().exec(init).await?;
         ensure!(output.code == 0, "the router's namespace on {}: {}", self.0.name, output.stderr.trim());
         Ok(())
@@ -108,7 +110,11 @@ impl Router<'_> {
     pub async fn start_frr(self, world: &World) -> Result<()> {
         let arguments =
             ["frr", "--router-netns", &self.netns_file(), "--pathspace", &self.0.name].map(str::to_owned);
-        world.lab.nodes().spawn(&self.frr_name(), self.command(world, arguments.into())?).await?;
+        world
+            .lab
+            .nodes()
+            .spawn(&self.frr_name(), self.command(world, Some("frr"), arguments.into())?)
+            .await?;
         wait::until(&format!("FRR on {} to answer", self.0.name), PATIENCE, async || {
             self.vty(world, &["show version"]).await.map(drop)
         })
@@ -126,7 +132,7 @@ impl Router<'_> {
             vec!["run".into(), "--cleanup-when-idle".into(), "--node".into(), self.0.name.clone()];
         arguments.extend(["--controller".into(), format!("http://127.0.0.1:{CONTROLLER}")]);
         arguments.extend(self.places());
-        let mut command = self.command(world, arguments)?;
+        let mut command = self.command(world, Some("agent"), arguments)?;
         if let Some(offset) = offset {
             command.env.extend([("LD_PRELOAD".into(), FAKETIME.into()), ("FAKETIME".into(), offset.into())]);
         }
@@ -165,14 +171,14 @@ impl Router<'_> {
     pub async fn show(self, world: &World) -> Result<Output> {
         let mut arguments = vec!["show".into(), "--node".into(), self.0.name.clone()];
         arguments.extend(self.places());
-        world.lab.nodes().exec(self.command(world, arguments)?).await
+        world.lab.nodes().exec(self.command(world, Some("agent"), arguments)?).await
     }
 
     /// Takes everything of ours off the node, and says what it did; the agent must not run.
     pub async fn cleanup(self, world: &World) -> Result<String> {
         let mut arguments = vec!["cleanup".into()];
         arguments.extend(self.places());
-        let output = world.lab.nodes().exec(self.command(world, arguments)?).await?;
+        let output = world.lab.nodes().exec(self.command(world, None, arguments)?).await?;
         ensure!(output.code == 0, "cleanup of {}: {}", self.0.name, output.stderr.trim());
         Ok(output.stdout)
     }

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use calico_vni_crds::{
     self as crds, keys,
-    tenant::{Advertise, MAX_PREFIXES, NAME_MAX, Placement},
+    limits::NAME_MAX,
+    tenant::{Advertise, MAX_PREFIXES, Placement},
 };
 use calico_vni_proto::{model::RouteTarget, names::VNI_MAX};
 use ipnet::IpNet;
