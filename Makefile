@@ -71,7 +71,7 @@ fuzz-planner:
 previous: ## controller and agent of the version before this one, from the history, into target/previous
 	@e2e/previous/build.sh
 
-upgrade-e2e: deps kube build previous ## the lab's upgrade: from the version before this one, with tenants in use (needs root)
+upgrade-e2e: deps kube helm build previous ## the lab's upgrade: by helm from the chart before this one, back and again, with tenants in use (needs root)
 	@$(LAB) test upgrade
 
 uninstall-e2e: deps kube helm build ## the lab's uninstall: the chart goes with tenants in use, and nothing is left (needs root)

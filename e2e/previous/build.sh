@@ -5,8 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=$PWD/target/previous
 
-# What 0.1.0 was when 0.2.0 began.
-commit=32141ee613a84291e0bca1d8043c8a03080b9285
+# What 0.2.0 was when 0.3.0 began.
+commit=248a0fdfd9594d576dc9bcc5efd3cecd9acd42ee
 
 [ "$(cat "$out/stamp" 2>/dev/null)" = "$commit" ] && exit 0
 git cat-file -e "$commit^{commit}" 2>/dev/null || {
