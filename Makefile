@@ -80,8 +80,8 @@ uninstall-e2e: deps kube helm build ## the lab's uninstall: the chart goes with 
 kind-e2e: kind-parts ## the chart on real kubelets: install, rights, leader, upgrade, uninstall, in a kind cluster by podman (needs root)
 	@$(LAB) kind test
 
-image-e2e: deps kube kind-parts ## the main job with routers in the image that is shipped, with its FRR 10.3 (needs root)
-	@. e2e/kind/env.sh && ROUTER_IMAGE=$(ROUTER_IMAGE) $(LAB) demo
+image-e2e: deps kube kind-parts ## the main job and its end, with routers in the image that is shipped, with its FRR 10.3 (needs root)
+	@. e2e/kind/env.sh && ROUTER_IMAGE=$(ROUTER_IMAGE) $(LAB) test withdraw
 
 kind-parts: helm
 	@KIND=1 e2e/deps.sh

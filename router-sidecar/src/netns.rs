@@ -28,7 +28,10 @@ const SAY_AGAIN: Duration = Duration::from_mins(1);
 #[derive(Debug, thiserror::Error)]
 pub enum NetnsError {
     /// The file cannot be opened.
-    #[error("network namespace {}: {source}; `calico-vni-router init` makes it", path.display())]
+    #[error(
+        "network namespace {}: {source}; `calico-vni-router init` makes it, with which FRR's pod begins",
+        path.display()
+    )]
     Open {
         /// The file.
         path: PathBuf,
@@ -36,7 +39,7 @@ pub enum NetnsError {
         source: io::Error,
     },
     /// The file is no namespace: what was mounted there is gone.
-    #[error("{} is no network namespace; `calico-vni-router init` makes it one", .0.display())]
+    #[error("{} is no network namespace; `calico-vni-router init` makes it one, with which FRR's pod begins", .0.display())]
     NotOne(PathBuf),
     /// It could not be entered, made or taken away.
     #[error("cannot {what} network namespace {}: {source}", path.display())]
