@@ -8,7 +8,7 @@ use kube::{Api, api::ListParams};
 
 use super::{
     cluster::{Cluster, NEXT, until},
-    fabric, install, uninstall,
+    fabric, install, uninstall, viewer,
 };
 use crate::{chart, release::Release, step};
 
@@ -54,7 +54,15 @@ async fn upgrade(cluster: &Cluster) -> Result<()> {
     cluster.helm(&upgrade).await?;
     run_all(cluster, NEXT, env!("CARGO_PKG_VERSION")).await?;
     install::connected(cluster).await?;
-    similar(&frr, &self::frr(cluster).await?)
+    similar(&frr, &self::frr(cluster).await?)?;
+    let nodes: Vec<&str> = cluster.nodes.iter().map(|node| node.name.as_str()).collect();
+    let told = format!("{0} of {0} pods are of before it was changed, on {1}", nodes.len(), nodes.join(", "));
+    until("the doctor to tell of FRR's pods", async || {
+        let (_, text) = viewer::vni(None, "doctor").await?;
+        ensure!(text.contains(&told), "{told}: {text}");
+        Ok(())
+    })
+    .await
 }
 
 /// Uninstalls the programs while tenants are there, and installs them again: that is no order to take tenants away.

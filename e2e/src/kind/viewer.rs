@@ -30,7 +30,7 @@ pub async fn asks(cluster: &Cluster) -> Result<()> {
     let role = ["create", "clusterrolebinding", LOOKER, "--clusterrole=calico-vni-viewer", &subject];
     cluster.kubectl(&role).await?;
     let (code, text) = until("the statuses to be read", async || {
-        let (code, text) = sessions(&kubeconfig).await?;
+        let (code, text) = vni(Some(&kubeconfig), "sessions").await?;
         ensure!(text.contains("WITH THE FABRIC"), "{code}: {text}");
         Ok((code, text))
     })
@@ -43,7 +43,7 @@ pub async fn asks(cluster: &Cluster) -> Result<()> {
     let role = ["-n", "calico-vni", "create", "rolebinding", LOOKER, "--role=calico-vni-viewer", &subject];
     cluster.kubectl(&role).await?;
     let text = until("every router to answer", async || {
-        let (code, text) = sessions(&kubeconfig).await?;
+        let (code, text) = vni(Some(&kubeconfig), "sessions").await?;
         // No switch is here, so no session with one stands.
         ensure!(code == 1 && !text.contains("NO ANSWER"), "{code}: {text}");
         let (_, said) = text.split_once("IN THE ROUTERS").context("no router was asked")?;
@@ -68,10 +68,10 @@ pub async fn asks(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Exit code, and all that is printed.
-async fn sessions(kubeconfig: &Path) -> Result<(i32, String)> {
+/// `kubectl vni`, as the administrator or by another kubeconfig: exit code, and all that is printed.
+pub async fn vni(kubeconfig: Option<&Path>, argument: &str) -> Result<(i32, String)> {
     let mut command = Command::new(paths::programs()?.join("kubectl-vni"));
-    command.env("KUBECONFIG", kubeconfig).arg("sessions").kill_on_drop(true);
+    command.envs(kubeconfig.map(|file| ("KUBECONFIG", file))).arg(argument).kill_on_drop(true);
     let output = command.output().await.context("kubectl-vni does not start")?;
     let text =
         String::from_utf8([output.stdout, output.stderr].concat()).context("what kubectl-vni prints")?;

@@ -1,8 +1,10 @@
 //! Whether what the cluster needs is installed: Calico, our definitions, our admission policies, one release of FRR. Pure.
 
 use calico_vni_crds::keys;
-use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::{
+    api::{admissionregistration::v1::ValidatingAdmissionPolicy, apps::v1::DaemonSet, core::v1::PodSpec},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
 
 use super::{
     facts::{Facts, Part},
@@ -40,16 +42,32 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
     found
 }
 
+/// Nodes where FRR runs in another image than its DaemonSet has now.
+fn nodes_of_another_image(facts: &Facts, set: &DaemonSet) -> String {
+    let images = |pod: Option<&PodSpec>| -> Vec<Option<String>> {
+        pod.map(|pod| pod.containers.iter().map(|c| c.image.clone()).collect()).unwrap_or_default()
+    };
+    let now = images(set.spec.as_ref().and_then(|spec| spec.template.spec.as_ref()));
+    let other = facts.pods_of(Part::Frr).filter(|pod| images(pod.spec.as_ref()) != now);
+    let mut nodes: Vec<&str> = other.filter_map(|pod| pod.spec.as_ref()?.node_name.as_deref()).collect();
+    nodes.sort_unstable();
+    nodes.join(", ")
+}
+
 /// Pods of FRR that an upgrade has left, as it does: they are replaced when somebody deletes them.
 fn frr_of_before(facts: &Facts) -> Option<Finding> {
     let set = facts.daemon_set(Part::Frr)?;
     let (status, name) = (set.status.as_ref()?, set.metadata.name.as_deref()?);
-    let before = status.current_number_scheduled - status.updated_number_scheduled?;
+    let all = status.current_number_scheduled;
+    // None of them is written as nothing.
+    let before = all - status.updated_number_scheduled.unwrap_or(0);
     (before > 0).then(|| {
+        let on = nodes_of_another_image(facts, set);
+        let on = if on.is_empty() { on } else { format!(", on {on}") };
         Finding::hint(
             format!("DaemonSet {}/{name}", facts.namespace),
             "FRROfBefore",
-            format!("{before} of {} pods are of before it was changed", status.current_number_scheduled),
+            format!("{before} of {all} pods are of before it was changed{on}"),
         )
         .remedy("delete these pods, node by node and when the node is drained or a pause of some seconds is no matter: docs/operations.md, Upgrade")
         .command(format!(
