@@ -1,8 +1,10 @@
 //! The chart, helm, which `make helm` builds, and what the chart lets its containers do.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Container};
+use serde::Deserialize as _;
 use serde_json::Value;
 
 use crate::{paths, program::output, release::Release};
@@ -28,30 +30,53 @@ pub async fn helm(kubeconfig: Option<&Path>, args: &[&str]) -> Result<String> {
     output(&helm.to_string_lossy(), &args).await
 }
 
-/// Before a program and its arguments: has it do what the chart's container of that name may, and no more (setpriv(1)).
-pub fn confined(release: Release, container: &str) -> Result<Vec<String>> {
-    let manifests = release.source()?.join("deploy/calico-vni.yaml");
-    let text = fs::read_to_string(&manifests).with_context(|| format!("read {}", manifests.display()))?;
-    let rights = capabilities(&text, container)
-        .with_context(|| format!("{}: a DaemonSet with a container {container}", manifests.display()))?;
-    let words = ["setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set"].map(str::to_owned);
-    Ok(words.into_iter().chain([rights]).collect())
-}
+/// What containers may, by their names: the capabilities that each has in the place of all.
+#[derive(Clone, Debug, Default)]
+pub struct Rights(BTreeMap<String, Vec<String>>);
 
-/// `-all,+net_admin,…`: what a DaemonSet's container adds to nothing.
-fn capabilities(manifests: &str, container: &str) -> Option<String> {
-    let sets = manifests.split("\n---\n").filter(|text| text.contains("\nkind: DaemonSet\n"));
-    let pods = sets.filter_map(|text| serde_yaml::from_str::<Value>(text).ok());
-    let containers = pods.flat_map(|set| {
-        set["spec"]["template"]["spec"]["containers"].as_array().cloned().unwrap_or_default()
-    });
-    let found = containers.into_iter().find(|found| found["name"] == container)?;
-    let rights = &found["securityContext"]["capabilities"];
-    if rights["drop"] != serde_json::json!(["ALL"]) {
-        return None;
+impl Rights {
+    /// Those of the containers of DaemonSets that give all others up.
+    pub fn of(sets: impl IntoIterator<Item = DaemonSet>) -> Self {
+        let pods = sets.into_iter().filter_map(|set| set.spec?.template.spec);
+        let has = |container: Container| {
+            let capabilities = container.security_context?.capabilities?;
+            (capabilities.drop? == ["ALL"]).then(|| (container.name, capabilities.add.unwrap_or_default()))
+        };
+        Self(pods.flat_map(|pod| pod.containers).filter_map(has).collect())
     }
-    let added = rights["add"].as_array()?.iter().filter_map(Value::as_str).map(str::to_lowercase);
-    Some(added.fold("-all".to_owned(), |all, right| all + ",+" + &right))
+
+    /// Those of a release's manifests.
+    pub fn of_release(release: Release) -> Result<Self> {
+        let path = release.source()?.join("deploy/calico-vni.yaml");
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        Self::of_manifests(&text).with_context(|| path.display().to_string())
+    }
+
+    fn of_manifests(text: &str) -> Result<Self> {
+        let mut sets = Vec::new();
+        for document in serde_yaml::Deserializer::from_str(text) {
+            let object = Value::deserialize(document)?;
+            if object["kind"] == "DaemonSet" {
+                sets.push(serde_json::from_value(object)?);
+            }
+        }
+        Ok(Self::of(sets))
+    }
+
+    /// Of one container.
+    pub fn get(&self, container: &str) -> Result<&[String]> {
+        let rights = self.0.get(container);
+        rights
+            .map(Vec::as_slice)
+            .with_context(|| format!("no DaemonSet has a container {container} that drops ALL"))
+    }
+
+    /// Before a program and its arguments: has it do what that container may, and no more (setpriv(1)).
+    pub fn confine(&self, container: &str) -> Result<Vec<String>> {
+        let added = self.get(container)?.iter().map(|right| format!(",+{}", right.to_lowercase()));
+        let words = ["setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set"].map(str::to_owned);
+        Ok(words.into_iter().chain([format!("-all{}", added.collect::<String>())]).collect())
+    }
 }
 
 #[cfg(test)]
@@ -60,11 +85,15 @@ mod tests {
 
     #[test]
     fn a_container_may_what_its_manifest_says() {
-        let set = "apiVersion: apps/v1\nkind: DaemonSet\nspec: { template: { spec: { containers: [{ name: agent, \
-                   securityContext: { capabilities: { drop: [ALL], add: [NET_ADMIN, CHOWN] } } }] } } }";
+        let set = "apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {}\nspec: { selector: {}, template: { spec: { containers: [{ \
+                   name: agent, securityContext: { capabilities: { drop: [ALL], add: [NET_ADMIN, CHOWN] } } }] } } }";
         let text = format!("kind: Secret\n---\n{set}");
-        assert_eq!(capabilities(&text, "agent").as_deref(), Some("-all,+net_admin,+chown"));
-        assert_eq!(capabilities(&text, "frr"), None);
-        assert_eq!(capabilities(&text.replace("[ALL]", "[KILL]"), "agent"), None);
+        let may = |text: &str, container| {
+            let words = Rights::of_manifests(text).unwrap().confine(container).ok()?;
+            words.last().cloned()
+        };
+        assert_eq!(may(&text, "agent").as_deref(), Some("-all,+net_admin,+chown"));
+        assert_eq!(may(&text, "frr"), None);
+        assert_eq!(may(&text.replace("[ALL]", "[KILL]"), "agent"), None);
     }
 }

@@ -146,8 +146,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         () = session.run() => warn!("the session ended"),
         () = health => warn!("health ended"),
         never = telemetry(options.http_listen, served) => match never {},
-        () = ended(&connections) => return Err(StartError::Deaf),
-        () = replaced(&router) => return Err(StartError::Replaced(options.router_netns)),
+        () = until(|| connections.iter().any(AbortHandle::is_finished)) => return Err(StartError::Deaf),
+        // FRR is in the other one then.
+        () = until(|| router.is_replaced()) => return Err(StartError::Replaced(options.router_netns)),
         () = stop_signal() => info!("stopping; what stands on the node stays as it is"),
     }
     Ok(())
@@ -228,18 +229,10 @@ async fn telemetry(address: SocketAddr, source: Arc<dyn Source>) -> Infallible {
     }
 }
 
-/// Until one of these has ended.
-async fn ended(connections: &[AbortHandle]) {
+/// Until this holds, which is looked at every few seconds.
+async fn until(holds: impl Fn() -> bool) {
     let mut tick = interval(HEALTH);
-    while !connections.iter().any(AbortHandle::is_finished) {
-        tick.tick().await;
-    }
-}
-
-/// Until the name of the router's namespace is another one's, which FRR then is in.
-async fn replaced(router: &Netns) {
-    let mut tick = interval(HEALTH);
-    while !router.is_replaced() {
+    while !holds() {
         tick.tick().await;
     }
 }

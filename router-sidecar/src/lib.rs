@@ -42,3 +42,4 @@ pub mod sysctl;
 #[cfg(test)]
 mod testing;
 pub mod uplink;
+pub mod waiting;

@@ -17,7 +17,7 @@ pub const SUPERVISOR: &str = "supervisor.lock";
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Somebody has it.
-    #[error("another process holds {}; stop it first", .0.display())]
+    #[error("an agent, a clean-up or a `calico-vni-router frr` holds {}; stop it first", .0.display())]
     Taken(PathBuf),
     /// The file.
     #[error("{}: {source}", path.display())]

@@ -8,7 +8,7 @@ use std::{
     io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::{
@@ -16,13 +16,11 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::statfs::{NSFS_MAGIC, fstatfs},
 };
-use tokio::time::sleep;
-use tracing::warn;
+
+use crate::waiting::wait;
 
 /// Between two looks whether there is one.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
-/// Between two words to whoever wonders why nothing starts.
-const SAY_AGAIN: Duration = Duration::from_mins(1);
 
 /// Why a namespace could not be made, opened or entered.
 #[derive(Debug, thiserror::Error)]
@@ -73,18 +71,14 @@ impl Netns {
 
     /// The one that a file names, when it does.
     pub async fn wait(path: &Path) -> Result<Self, NetnsError> {
-        let mut said: Option<Instant> = None;
-        loop {
-            let missing = match Self::open(path) {
-                Err(error @ (NetnsError::Open { .. } | NetnsError::NotOne(_))) => error,
-                known => return known,
-            };
-            if said.is_none_or(|said| said.elapsed() >= SAY_AGAIN) {
-                warn!("{missing}; waiting for it");
-                said = Some(Instant::now());
+        let look = || match Self::open(path) {
+            Ok(there) => Ok(Ok(there)),
+            Err(missing @ (NetnsError::Open { .. } | NetnsError::NotOne(_))) => {
+                Ok(Err(format!("{missing}; waiting for it")))
             }
-            sleep(LOOK_AGAIN).await;
-        }
+            Err(error) => Err(error),
+        };
+        wait(LOOK_AGAIN, look).await
     }
 
     /// Whether the file names another one by now. One that names none is not judged.

@@ -39,6 +39,7 @@ use crate::{
     leaving::{LeavingError, Shared},
     lock::{Lock, LockError, SUPERVISOR},
     netns::{Netns, NetnsError},
+    waiting::wait,
 };
 
 /// Where FRR is built to keep its sockets, in Debian and in FRR's own images.
@@ -54,8 +55,6 @@ const ADOPT: &str = "-K60";
 const START: Duration = Duration::from_secs(30);
 /// Between two looks whether it does.
 const LOOK: Duration = Duration::from_millis(20);
-/// Between two words to whoever wonders why nothing starts.
-const SAY_AGAIN: Duration = Duration::from_mins(1);
 /// Waiting before a restart: none at first, then twice as long after each short life.
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
@@ -390,18 +389,15 @@ async fn prepare(options: &Options, state_dir: &Path) -> Result<Lock, Error> {
 
 /// Takes the lock as soon as nobody has it.
 async fn take(path: &Path) -> Result<Lock, LockError> {
-    let mut said: Option<Instant> = None;
-    loop {
-        let held = match Lock::take(path) {
-            Err(LockError::Taken(held)) => held,
-            known => return known,
-        };
-        if said.is_none_or(|said| said.elapsed() >= SAY_AGAIN) {
-            warn!(lock = %held.display(), "another `calico-vni-router frr` runs here; waiting until it has ended");
-            said = Some(Instant::now());
-        }
-        sleep(LOOK).await;
-    }
+    let look = || match Lock::take(path) {
+        Ok(lock) => Ok(Ok(lock)),
+        Err(LockError::Taken(path)) => Ok(Err(format!(
+            "another `calico-vni-router frr` holds {}; waiting until it has ended",
+            path.display()
+        ))),
+        Err(error) => Err(error),
+    };
+    wait(LOOK, look).await
 }
 
 async fn version(daemons: &Path) -> Result<Version, Error> {

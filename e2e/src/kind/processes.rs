@@ -7,7 +7,7 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::{Api, api::ListParams};
 
 use super::cluster::Cluster;
-use crate::step;
+use crate::{chart::Rights, step};
 
 /// Bits of the capabilities that the chart names (linux/capability.h).
 const BITS: [(&str, u32); 10] = [
@@ -40,9 +40,9 @@ struct Process {
 
 /// Looks at every process of ours on every node.
 pub async fn capabilities(cluster: &Cluster) -> Result<()> {
-    let chart = granted(cluster).await?;
-    let [agent, frr] = ["agent", "frr"].map(|name| chart.get(name).copied());
-    let (agent, frr) = agent.zip(frr).context("no DaemonSet has a container `agent`, or none `frr`")?;
+    let sets = Api::<DaemonSet>::namespaced(cluster.client.clone(), "calico-vni");
+    let rights = Rights::of(sets.list(&ListParams::default()).await?);
+    let (agent, frr) = (mask(rights.get("agent")?)?, mask(rights.get("frr")?)?);
     let mut controllers = 0;
     for node in &cluster.nodes {
         let mut seen = BTreeMap::new();
@@ -77,23 +77,13 @@ pub async fn capabilities(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// By container.
-async fn granted(cluster: &Cluster) -> Result<BTreeMap<String, u64>> {
-    let sets = Api::<DaemonSet>::namespaced(cluster.client.clone(), "calico-vni");
-    let sets = sets.list(&ListParams::default()).await?;
-    let pods = sets.items.into_iter().filter_map(|set| set.spec?.template.spec);
-    let mut granted = BTreeMap::new();
-    for container in pods.flat_map(|pod| pod.containers) {
-        let capabilities = container.security_context.and_then(|security| security.capabilities);
-        let mut mask = 0;
-        for name in capabilities.and_then(|capabilities| capabilities.add).unwrap_or_default() {
-            let bit = BITS.iter().find(|(known, _)| *known == name);
-            let (_, bit) = bit.with_context(|| format!("{name} is not among this test's capabilities"))?;
-            mask |= 1 << bit;
-        }
-        granted.insert(container.name, mask);
-    }
-    Ok(granted)
+/// The bits of what a container may.
+fn mask(rights: &[String]) -> Result<u64> {
+    rights.iter().try_fold(0, |mask, name| {
+        let bit = BITS.iter().find(|(known, _)| *known == name);
+        let (_, bit) = bit.with_context(|| format!("{name} is not among this test's capabilities"))?;
+        Ok(mask | 1 << bit)
+    })
 }
 
 fn parse(text: &str) -> Result<Vec<Process>> {

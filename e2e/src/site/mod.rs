@@ -12,7 +12,9 @@ use std::{
 use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use tokio::process::{Child, Command};
 
-use crate::{calico::real::RealConfd, chart, nodes::client::Nodes, paths, release::Release, step, wait};
+use crate::{
+    calico::real::RealConfd, chart::Rights, nodes::client::Nodes, paths, release::Release, step, wait,
+};
 
 mod disk;
 pub mod image;
@@ -28,36 +30,54 @@ const ROUTER_IMAGE: &str = "ROUTER_IMAGE";
 /// Where programs of ours are found on the node side.
 #[derive(Clone, Debug)]
 pub struct Programs {
-    this: PathBuf,
+    this: Build,
     /// Those of the release before, where they were brought along.
-    previous: Option<PathBuf>,
+    previous: Option<Build>,
     /// Root file system of the routers, where it is another one than the node side's.
     router_root: Option<PathBuf>,
 }
 
+/// One release's.
+#[derive(Clone, Debug)]
+struct Build {
+    folder: PathBuf,
+    /// What its chart lets its containers do.
+    rights: Rights,
+}
+
+impl Build {
+    fn new(release: Release, folder: PathBuf) -> Result<Self> {
+        Ok(Self { folder, rights: Rights::of_release(release)? })
+    }
+}
+
 impl Programs {
+    /// By their folders.
+    pub fn new(this: PathBuf, previous: Option<PathBuf>, router_root: Option<PathBuf>) -> Result<Self> {
+        let previous = previous.map(|folder| Build::new(Release::Previous, folder)).transpose()?;
+        Ok(Self { this: Build::new(Release::This, this)?, previous, router_root })
+    }
+
     /// Path of a program on the node side.
     pub fn path(&self, name: &str) -> String {
-        self.this.join(name).to_string_lossy().into_owned()
+        self.this.folder.join(name).to_string_lossy().into_owned()
     }
 
     /// What starts a release's router, before its arguments; as a container of the chart where one is named.
     pub fn router(&self, release: Release, container: Option<&str>) -> Result<Vec<String>> {
         const PROGRAM: &str = "calico-vni-router";
-        let mut argv = container.map_or(Ok(Vec::new()), |name| chart::confined(release, name))?;
-        let folder = match (release, &self.router_root) {
-            (Release::This, Some(root)) => {
-                let root = root.to_string_lossy().into_owned();
-                argv.push(format!("/usr/local/bin/{PROGRAM}"));
-                return Ok([vec!["chroot".into(), root], argv].concat());
-            }
-            (Release::This, None) => &self.this,
-            (Release::Previous, _) => {
-                self.previous.as_ref().context("the lab was begun without that release")?
-            }
+        let build = match release {
+            Release::This => &self.this,
+            Release::Previous => self.previous.as_ref().context("the lab was begun without that release")?,
         };
-        argv.push(folder.join(PROGRAM).to_string_lossy().into_owned());
-        Ok(argv)
+        let confine = container.map_or(Ok(Vec::new()), |name| build.rights.confine(name))?;
+        let (enter, folder) = match &self.router_root {
+            Some(root) if release == Release::This => {
+                (vec!["chroot".to_owned(), root.to_string_lossy().into_owned()], Path::new("/usr/local/bin"))
+            }
+            _ => (Vec::new(), build.folder.as_path()),
+        };
+        Ok([enter, confine, vec![folder.join(PROGRAM).to_string_lossy().into_owned()]].concat())
     }
 }
 
@@ -137,7 +157,7 @@ impl Site {
 
 async fn native(directory: &Path, release: Release) -> Result<Site> {
     let previous = (release == Release::Previous).then(|| release.programs()).transpose()?;
-    let programs = Programs { this: Release::This.programs()?, previous, router_root: None };
+    let programs = Programs::new(Release::This.programs()?, previous, None)?;
     let lab = programs.path("lab");
     let address_file = directory.join("nodes.address");
     let log = std::fs::File::create(directory.join("nodes.log")).context("log of the node side")?;

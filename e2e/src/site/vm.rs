@@ -95,7 +95,7 @@ pub async fn start(directory: &Path, release: Release) -> Result<Site> {
     step!("node side ready in the virtual machine");
     let previous = (release == Release::Previous).then(|| Path::new(MOUNTED).join(PREVIOUS));
     let router_root = router.map(|_| PathBuf::from(router_image::MOUNTED));
-    let programs = Programs { this: MOUNTED.into(), previous, router_root };
+    let programs = Programs::new(MOUNTED.into(), previous, router_root)?;
     let outside = OUTSIDE.into();
     let kube_proxy = programs.path(KUBE_PROXY);
     Ok(Site {

@@ -146,7 +146,7 @@ pub enum Part {
 
 impl Part {
     /// Its component's label.
-    pub fn component(self) -> &'static str {
+    fn component(self) -> &'static str {
         match self {
             Self::Controller => "controller",
             Self::Agent => "agent",
